@@ -29,7 +29,7 @@ enum class WindowLeft : std::uint8_t { keys_before, keys_including_self };
 enum class DefaultScale : std::uint8_t { inverse_sqrt_head_dim, one, required };
 
 /// What happens to a score after scaling. `bias` stands for ALiBi and the additive bias alike.
-enum class ScoreOrder : std::uint8_t { softcap_bias_mask, bias_softcap_mask, bias_mask_softcap };
+enum class ScoreOrder : std::uint8_t { softcap_bias_mask, bias_softcap_mask };
 
 /// The ALiBi term for query i at key position p = i + shift and key j.
 enum class Alibi : std::uint8_t {
@@ -111,7 +111,6 @@ inline constexpr ConventionPreset convention_presets[] = {
        c.empty_row_lse = EmptyRowLse::unspecified;
        c.window_left = WindowLeft::keys_including_self;
        c.default_scale = DefaultScale::one;
-       c.score_order = ScoreOrder::bias_mask_softcap;
        c.alibi = Alibi::signed_distance;
      })},
     {"ggml", "ggml_flash_attn_ext", detail::differing([](Conventions& c) {

@@ -18,6 +18,9 @@
 
 namespace tilewise::oracle {
 
+/// Whose sequence a tensor's rows belong to: q, o, dout, dq and lse, or k, v, dk and dv.
+enum class Side : std::uint8_t { query, key };
+
 /// A problem with its input tensors, ready to be read element by element.
 class Case {
  public:
@@ -27,19 +30,23 @@ class Case {
   const AttentionTensors& tensors() const { return tensors_; }
   const AttentionParams& params() const { return params_; }
 
-  /// Row `s` of sequence `b`, head `h` of q, k, v, o, dout, ... as doubles.
-  std::vector<double> row(const TensorView& tensor, std::int64_t b, std::int64_t s,
+  std::int64_t seqlen(Side side, std::int64_t b) const {
+    return side == Side::query ? problem_.seqlen_q(b) : problem_.seqlen_k(b);
+  }
+  /// Row `s` of sequence `b`, head `h` of a tensor, as doubles.
+  std::vector<double> row(const TensorView& tensor, Side side, std::int64_t b, std::int64_t s,
                           std::int64_t h) const;
   /// All rows of one head, [seqlen, width], row-major.
-  std::vector<double> head(const TensorView& tensor, std::int64_t b, std::int64_t h) const;
-  /// The stored LSE, in the units the conventions name.
-  double lse(std::int64_t b, std::int64_t h, std::int64_t i) const;
-  /// Where element 0 of a row lies, in elements from the tensor's start (packed or not).
-  std::int64_t offset(const TensorView& tensor, std::int64_t b, std::int64_t s,
+  std::vector<double> head(const TensorView& tensor, Side side, std::int64_t b,
+                           std::int64_t h) const;
+  /// Where a row starts, in elements from the tensor's first (packed or not).
+  std::int64_t offset(const TensorView& tensor, Side side, std::int64_t b, std::int64_t s,
                       std::int64_t h) const;
   /// Where LSE (b, h, i) lies.
   std::int64_t lse_offset(const TensorView& lse, std::int64_t b, std::int64_t h,
                           std::int64_t i) const;
+  /// The LSE that somebody stored, in the units the conventions name.
+  double stored_lse(std::int64_t b, std::int64_t h, std::int64_t i) const;
 
   /// May query i look at key j? Every mask of the problem together.
   bool visible(std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j) const;
@@ -47,8 +54,6 @@ class Case {
   double added(std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j) const;
 
  private:
-  std::int64_t start_of(const TensorView& tensor, std::int64_t b) const;
-
   Problem problem_;
   AttentionTensors tensors_;
   AttentionParams params_;
@@ -80,6 +85,9 @@ Row forward_row(const Case& problem_case, const KeyValueHead& head, std::int64_t
 /// The LSE that a kernel is expected to write: base and empty row as the conventions say.
 double expected_lse(const Conventions& conventions, const Row& row);
 
+/// The score after everything that is applied to the scaled dot product `raw`.
+double finished_score(const AttentionParams& params, double raw, double added);
+
 /// ds_j/d(raw score_j): 1 without softcap, else 1 - tanh^2.
 double softcap_slope(const AttentionParams& params, double raw, double added);
 
@@ -92,6 +100,8 @@ struct RowGradient {
 RowGradient backward_row(const Case& problem_case, const KeyValueHead& head, const Row& row,
                          std::int64_t query_head, std::int64_t i);
 
+/// An empty row passes no gradient on, but where its output is the mean of V: then dV gets dO / n.
+///
 /// Everything, for small problems: dense [batch][head][row][column] arrays, padded to the longest.
 struct Everything {
   std::vector<double> o, lse, dq, dk, dv;

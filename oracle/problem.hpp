@@ -77,6 +77,13 @@ struct Problem {
   std::int64_t total_k() const { return total(seqlens_k); }
   std::int64_t group() const { return nheads_q / nheads_k; }  ///< query heads per key/value head
 
+  /// What o, dq, dk and dv are stored in: the inputs' format; bf16 for fp8 inputs, as flash-attn 3.
+  DType output_dtype() const {
+    return dtype == DType::e4m3 || dtype == DType::e5m2 ? DType::bf16 : dtype;
+  }
+  /// lse is f32, beside f64 inputs f64.
+  DType lse_dtype() const { return dtype == DType::f64 ? DType::f64 : DType::f32; }
+
   /// The scale in force: the one given, or the conventions' default.
   double scale() const;
   AttentionParams params() const;

@@ -53,8 +53,11 @@ struct StageArgs {
   Output o;
   float* lse_data;  ///< [batch, nheads_q, seqlen_q], natural logarithm
 
-  Input dout;  ///< backward only
+  bool backward = false;  ///< fill dq, dk, dv as well, from dout
+  Input dout;
   Output dq, dk, dv;
+
+  int threads = 1;  ///< for the steps that use several; 0: all of the machine's
 
   /// The key/value head that query head h reads (grouped-query attention).
   std::int64_t kv_head(std::int64_t h) const { return h / (nheads_q / nheads_k); }
@@ -86,6 +89,7 @@ struct Step {
   void (*run)(const StageArgs&);  ///< null: not written yet (stages/mine)
   /// Bytes that cross between slow and fast memory by the algorithm's own count; see each chapter.
   double (*bytes_moved)(const StageArgs&);
+  std::string_view unavailable = {};  ///< why this build cannot run it; empty: it can
 };
 
 /// Every step, in the course's order (stages/steps.cpp).

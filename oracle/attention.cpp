@@ -1,0 +1,298 @@
+#include "oracle/attention.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace tilewise::oracle {
+
+namespace {
+
+constexpr double infinity = std::numeric_limits<double>::infinity();
+
+std::int64_t entry(const TensorView& vector, std::int64_t index) {
+  return static_cast<std::int64_t>(load(vector.dtype, vector.at(index * vector.strides[0])));
+}
+
+/// An element of a [batch or 1, head or 1, query or 1, key or 1] tensor.
+double broadcast(const TensorView& tensor, std::int64_t b, std::int64_t h, std::int64_t i,
+                 std::int64_t j) {
+  const std::int64_t index[4] = {b, h, i, j};
+  std::int64_t offset = 0;
+  for (int dim = 0; dim < 4; ++dim)
+    if (tensor.shape[dim] != 1) offset += index[dim] * tensor.strides[dim];
+  return load(tensor.dtype, tensor.at(offset));
+}
+
+/// A dot product with four running sums: the rounding error of a quarter of the length, and no
+/// addition waits for the one before.
+double dot(const double* x, const double* y, std::int64_t n) {
+  double sum[4] = {};
+  std::int64_t t = 0;
+  for (; t + 4 <= n; t += 4)
+    for (int lane = 0; lane < 4; ++lane) sum[lane] += x[t + lane] * y[t + lane];
+  for (; t < n; ++t) sum[0] += x[t] * y[t];
+  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+/// y += a x
+void add_scaled(double* y, double a, const double* x, std::int64_t n) {
+  for (std::int64_t t = 0; t < n; ++t) y[t] += a * x[t];
+}
+
+}  // namespace
+
+Case::Case(const Problem& problem, const AttentionTensors& tensors)
+    : problem_(problem), tensors_(tensors), params_(problem.params()) {}
+
+std::int64_t Case::offset(const TensorView& tensor, Side side, std::int64_t b, std::int64_t s,
+                          std::int64_t h) const {
+  if (tensor.ndim == 3) {  // packed: [total, nheads, width]
+    const std::int64_t start =
+        entry(side == Side::query ? tensors_.cu_seqlens_q : tensors_.cu_seqlens_k, b);
+    return (start + s) * tensor.strides[0] + h * tensor.strides[1];
+  }
+  return b * tensor.strides[0] + s * tensor.strides[1] + h * tensor.strides[2];
+}
+
+std::int64_t Case::lse_offset(const TensorView& lse, std::int64_t b, std::int64_t h,
+                              std::int64_t i) const {
+  if (lse.ndim == 2)  // packed: [nheads_q, total_q]
+    return h * lse.strides[0] + (entry(tensors_.cu_seqlens_q, b) + i) * lse.strides[1];
+  return b * lse.strides[0] + h * lse.strides[1] + i * lse.strides[2];
+}
+
+double Case::stored_lse(std::int64_t b, std::int64_t h, std::int64_t i) const {
+  const TensorView& lse = tensors_.lse;
+  return load(lse.dtype, lse.at(lse_offset(lse, b, h, i)));
+}
+
+std::vector<double> Case::row(const TensorView& tensor, Side side, std::int64_t b, std::int64_t s,
+                              std::int64_t h) const {
+  const int last = tensor.ndim - 1;
+  std::vector<double> values(static_cast<std::size_t>(tensor.shape[last]));
+  const std::int64_t start = offset(tensor, side, b, s, h);
+  for (std::size_t t = 0; t < values.size(); ++t)
+    values[t] =
+        load(tensor.dtype, tensor.at(start + static_cast<std::int64_t>(t) * tensor.strides[last]));
+  return values;
+}
+
+std::vector<double> Case::head(const TensorView& tensor, Side side, std::int64_t b,
+                               std::int64_t h) const {
+  std::vector<double> values;
+  values.reserve(static_cast<std::size_t>(seqlen(side, b) * tensor.shape[tensor.ndim - 1]));
+  for (std::int64_t s = 0; s < seqlen(side, b); ++s) {
+    const std::vector<double> one = row(tensor, side, b, s, h);
+    values.insert(values.end(), one.begin(), one.end());
+  }
+  return values;
+}
+
+bool Case::visible(std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j) const {
+  const Conventions& conventions = params_.conventions;
+  const bool has_mask = tensors_.mask.exists();
+  const bool masked_in = !has_mask || broadcast(tensors_.mask, b, h, i, j) != 0;
+  const bool causal_counts =
+      params_.causal && !(has_mask && conventions.mask_and_causal == MaskAndCausal::mask_replaces);
+  const bool mask_counts =
+      !(params_.causal && conventions.mask_and_causal == MaskAndCausal::causal_replaces);
+  const std::int64_t shift = conventions.alignment == Alignment::bottom_right
+                                 ? problem_.seqlen_k(b) - problem_.seqlen_q(b)
+                                 : 0;
+  const std::int64_t distance = j - (i + shift);  // > 0: the key comes after the query
+  if (causal_counts && distance > 0) return false;
+  if (params_.window_right >= 0 && distance > params_.window_right) return false;
+  if (params_.window_left >= 0) {
+    const bool counts_self = conventions.window_left == WindowLeft::keys_including_self;
+    if (-distance > params_.window_left - (counts_self ? 1 : 0)) return false;
+  }
+  return !mask_counts || masked_in;
+}
+
+double Case::added(std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j) const {
+  double sum = 0;
+  if (tensors_.alibi_slopes.exists()) {
+    const double slope = load(tensors_.alibi_slopes.dtype,
+                              tensors_.alibi_slopes.at(h * tensors_.alibi_slopes.strides[0]));
+    const Conventions& conventions = params_.conventions;
+    const std::int64_t shift = conventions.alignment == Alignment::bottom_right
+                                   ? problem_.seqlen_k(b) - problem_.seqlen_q(b)
+                                   : 0;
+    switch (conventions.alibi) {
+      case Alibi::minus_distance:
+        sum -= slope * std::abs(static_cast<double>(i + shift - j));
+        break;
+      case Alibi::fa2:
+        sum += params_.causal ? slope * static_cast<double>(j)
+                              : -slope * std::abs(static_cast<double>(i + shift - j));
+        break;
+      case Alibi::signed_distance: sum += slope * static_cast<double>(j - i); break;
+    }
+  }
+  if (tensors_.bias.exists()) sum += broadcast(tensors_.bias, b, h, i, j);
+  return sum;
+}
+
+KeyValueHead read_key_value_head(const Case& problem_case, std::int64_t b, std::int64_t kv_head) {
+  return {b, kv_head, problem_case.problem().seqlen_k(b),
+          problem_case.head(problem_case.tensors().k, Side::key, b, kv_head),
+          problem_case.head(problem_case.tensors().v, Side::key, b, kv_head)};
+}
+
+double finished_score(const AttentionParams& params, double raw, double added) {
+  const double cap = params.softcap;
+  if (cap == 0) return raw + added;
+  if (params.conventions.score_order == ScoreOrder::softcap_bias_mask)
+    return cap * std::tanh(raw / cap) + added;
+  return cap * std::tanh((raw + added) / cap);
+}
+
+namespace {
+
+/// A row that may look at no key: what the conventions want of it.
+void finish_empty_row(const Conventions& conventions, const KeyValueHead& head, std::int64_t width,
+                      Row& row) {
+  row.empty = true;
+  row.lse = -infinity;
+  switch (conventions.empty_row_output) {
+    case EmptyRowOutput::zero: break;
+    case EmptyRowOutput::nan:
+      std::fill(row.o.begin(), row.o.end(), std::numeric_limits<double>::quiet_NaN());
+      break;
+    case EmptyRowOutput::mean_v:
+      for (std::int64_t j = 0; j < head.seqlen; ++j)
+        add_scaled(row.o.data(), 1.0 / static_cast<double>(head.seqlen), &head.v[j * width], width);
+      break;
+  }
+}
+
+}  // namespace
+
+double softcap_slope(const AttentionParams& params, double raw, double added) {
+  if (params.softcap == 0) return 1;
+  const bool bias_inside = params.conventions.score_order == ScoreOrder::bias_softcap_mask;
+  const double t = std::tanh((bias_inside ? raw + added : raw) / params.softcap);
+  return 1 - t * t;
+}
+
+Row forward_row(const Case& problem_case, const KeyValueHead& head, std::int64_t query_head,
+                std::int64_t i) {
+  const Problem& problem = problem_case.problem();
+  const AttentionParams& params = problem_case.params();
+  const std::int64_t d = problem.head_dim, dv = problem.head_dim_v;
+  const std::vector<double> q =
+      problem_case.row(problem_case.tensors().q, Side::query, head.b, i, query_head);
+
+  Row row;
+  row.o.assign(static_cast<std::size_t>(dv), 0.0);
+  row.max = -infinity;
+  for (std::int64_t j = 0; j < head.seqlen; ++j) {
+    if (!problem_case.visible(head.b, query_head, i, j)) continue;
+    const double raw = params.softmax_scale * dot(q.data(), &head.k[j * d], d);
+    const double score = finished_score(params, raw, problem_case.added(head.b, query_head, i, j));
+    row.keys.push_back(j);
+    row.raw.push_back(raw);
+    row.score.push_back(score);
+    // Not std::max: a NaN score must reach the result.
+    if (!(score <= row.max)) row.max = score;
+  }
+  // A bias of -inf hides a key as a mask does.
+  if (row.keys.empty() || row.max == -infinity) {
+    row.keys.clear();
+    row.raw.clear();
+    row.score.clear();
+    finish_empty_row(params.conventions, head, dv, row);
+    return row;
+  }
+  row.p.reserve(row.score.size());
+  for (double s : row.score) {
+    row.p.push_back(std::exp(s - row.max));
+    row.sum += row.p.back();
+  }
+  for (std::size_t n = 0; n < row.p.size(); ++n) {
+    row.p[n] /= row.sum;
+    add_scaled(row.o.data(), row.p[n], &head.v[row.keys[n] * dv], dv);
+  }
+  row.lse = row.max + std::log(row.sum);
+  return row;
+}
+
+double expected_lse(const Conventions& conventions, const Row& row) {
+  if (row.empty) return conventions.empty_row_lse == EmptyRowLse::plus_inf ? infinity : -infinity;
+  return conventions.lse_base == LseBase::two ? row.lse / std::log(2.0) : row.lse;
+}
+
+RowGradient backward_row(const Case& problem_case, const KeyValueHead& head, const Row& row,
+                         std::int64_t query_head, std::int64_t i) {
+  const Problem& problem = problem_case.problem();
+  const AttentionParams& params = problem_case.params();
+  const std::int64_t d = problem.head_dim, dv = problem.head_dim_v;
+  const std::vector<double> dout =
+      problem_case.row(problem_case.tensors().dout, Side::query, head.b, i, query_head);
+
+  RowGradient gradient;
+  gradient.dq.assign(static_cast<std::size_t>(d), 0.0);
+  for (std::size_t n = 0; n < row.keys.size(); ++n) {
+    gradient.dp.push_back(dot(dout.data(), &head.v[row.keys[n] * dv], dv));
+    gradient.d += row.p[n] * gradient.dp[n];
+  }
+  for (std::size_t n = 0; n < row.keys.size(); ++n) {
+    const std::int64_t j = row.keys[n];
+    double ds = row.p[n] * (gradient.dp[n] - gradient.d);
+    if (params.softcap != 0)
+      ds *= softcap_slope(params, row.raw[n], problem_case.added(head.b, query_head, i, j));
+    gradient.ds.push_back(ds);
+    add_scaled(gradient.dq.data(), params.softmax_scale * ds, &head.k[j * d], d);
+  }
+  return gradient;
+}
+
+Everything attention(const Case& problem_case) {
+  const Problem& problem = problem_case.problem();
+  const AttentionTensors& tensors = problem_case.tensors();
+  const std::int64_t d = problem.head_dim, dv = problem.head_dim_v;
+  const std::int64_t max_q = problem.max_seqlen_q(), max_k = problem.max_seqlen_k();
+  const bool backward = problem.pass == Pass::backward;
+  const auto q_rows = static_cast<std::size_t>(problem.batch * problem.nheads_q * max_q);
+  const auto k_rows = static_cast<std::size_t>(problem.batch * problem.nheads_k * max_k);
+
+  Everything all;
+  all.o.assign(q_rows * dv, 0.0);
+  all.lse.assign(q_rows, 0.0);
+  if (backward) {
+    all.dq.assign(q_rows * d, 0.0);
+    all.dk.assign(k_rows * d, 0.0);
+    all.dv.assign(k_rows * dv, 0.0);
+  }
+  for (std::int64_t b = 0; b < problem.batch; ++b)
+    for (std::int64_t h = 0; h < problem.nheads_q; ++h) {
+      const std::int64_t kv_head = h / problem.group();
+      const KeyValueHead head = read_key_value_head(problem_case, b, kv_head);
+      for (std::int64_t i = 0; i < problem.seqlen_q(b); ++i) {
+        const Row row = forward_row(problem_case, head, h, i);
+        const std::int64_t at = (b * problem.nheads_q + h) * max_q + i;
+        std::copy(row.o.begin(), row.o.end(), all.o.begin() + at * dv);
+        all.lse[at] = expected_lse(problem_case.params().conventions, row);
+        if (!backward) continue;
+        const RowGradient gradient = backward_row(problem_case, head, row, h, i);
+        std::copy(gradient.dq.begin(), gradient.dq.end(), all.dq.begin() + at * d);
+        const std::vector<double> q = problem_case.row(tensors.q, Side::query, b, i, h);
+        const std::vector<double> dout = problem_case.row(tensors.dout, Side::query, b, i, h);
+        const std::int64_t first_key = (b * problem.nheads_k + kv_head) * max_k;
+        const double scale = problem_case.params().softmax_scale;
+        for (std::size_t n = 0; n < row.keys.size(); ++n) {
+          const std::int64_t column = first_key + row.keys[n];
+          add_scaled(&all.dk[column * d], scale * gradient.ds[n], q.data(), d);
+          add_scaled(&all.dv[column * dv], row.p[n], dout.data(), dv);
+        }
+        if (row.empty && problem.conventions.empty_row_output == EmptyRowOutput::mean_v)
+          for (std::int64_t j = 0; j < head.seqlen; ++j)
+            add_scaled(&all.dv[(first_key + j) * dv], 1.0 / static_cast<double>(head.seqlen),
+                       dout.data(), dv);
+      }
+    }
+  return all;
+}
+
+}  // namespace tilewise::oracle

@@ -1,0 +1,431 @@
+#include "oracle/bounds.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+namespace tilewise::oracle {
+
+namespace {
+
+/// Six standard deviations of a rounding error that is uniform on +-1.
+const double six_sigma = 6 / std::sqrt(3.0);
+/// A uniform error's standard deviation, as a part of its maximum.
+const double uniform_sigma = 1 / std::sqrt(3.0);
+
+double square(double x) {
+  return x * x;
+}
+
+/// x . y, with the sum of squared products beside it: the magnitudes that rounding errors scale
+/// with.
+struct Dot {
+  double value = 0, squares = 0;
+};
+Dot dot(const double* x, const double* y, std::int64_t n) {
+  Dot result;
+  for (std::int64_t t = 0; t < n; ++t) {
+    const double product = x[t] * y[t];
+    result.value += product;
+    result.squares += product * product;
+  }
+  return result;
+}
+
+/// Standard deviation of a dot product summed term by term in precision u: n additions, each off by
+/// up to u times a partial sum. A partial sum is on its way to the result, and wanders by the
+/// terms.
+double dot_sigma(double u, std::int64_t n, double value, double squares) {
+  return uniform_sigma * u * std::sqrt(static_cast<double>(n + 2) * (value * value + squares));
+}
+
+/// Standard deviation of the finished score of one (query, key) pair.
+double score_sigma(const AttentionParams& params, double u, std::int64_t head_dim, const Dot& qk,
+                   double raw, double score, double added, double max) {
+  const double scale = params.softmax_scale;
+  double sigma = dot_sigma(u, head_dim, scale * qk.value, square(scale) * qk.squares);
+  if (params.softcap != 0) {
+    // The error of the argument passes with the slope; tanh and the products add their own.
+    sigma =
+        sigma * softcap_slope(params, raw, added) + 4 * u * std::min(params.softcap, std::abs(raw));
+  }
+  // Bias and ALiBi are added, the maximum is subtracted, log2(e) may be multiplied in.
+  return sigma +
+         uniform_sigma * u * (2 * std::abs(added) + std::abs(score) + std::abs(score - max));
+}
+
+/// exp is good to a few units in the last place in every library we judge.
+constexpr double exp_units = 3;
+
+/// Elements whose rounding errors are equal because they are: rows of P with equal scores. Sorted
+/// by score and cut into cells much finer than a rounding step.
+std::vector<std::vector<std::size_t>> equal_scores(const std::vector<double>& scores, double cell) {
+  std::vector<std::size_t> order(scores.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::sort(order.begin(), order.end(),
+            [&](std::size_t a, std::size_t b) { return scores[a] < scores[b]; });
+  std::vector<std::vector<std::size_t>> groups;
+  double first = 0;
+  for (std::size_t n : order) {
+    if (groups.empty() || !(scores[n] - first <= cell)) {
+      groups.emplace_back();
+      first = scores[n];
+    }
+    groups.back().push_back(n);
+  }
+  return groups;
+}
+
+/// How often the running maximum moves when keys come in order: each time, everything so far is
+/// multiplied by a rounded exponential.
+double rescales(const std::vector<double>& scores) {
+  double count = 0, max = -INFINITY;
+  for (double s : scores)
+    if (s > max) {
+      max = s;
+      ++count;
+    }
+  return count;
+}
+
+}  // namespace
+
+Recipe recipe_for(const Problem& problem) {
+  const DType dtype = problem.dtype, stored = problem.output_dtype();
+  const double u = unit_roundoff(dtype == DType::f64 ? DType::f64 : DType::f32);
+  const int normal_exponent = info(dtype).smallest_exponent + info(dtype).significand - 1;
+  return {u,
+          unit_roundoff(dtype),
+          subnormal_roundoff(dtype),
+          power_of_two(normal_exponent),
+          unit_roundoff(stored),
+          subnormal_roundoff(stored),
+          unit_roundoff(problem.lse_dtype())};
+}
+
+ForwardBound bound_forward(const Case& problem_case, const KeyValueHead& head, const Row& row,
+                           std::int64_t query_head, std::int64_t i, const Recipe& recipe) {
+  const Problem& problem = problem_case.problem();
+  const AttentionParams& params = problem_case.params();
+  const std::int64_t d = problem.head_dim, dv = problem.head_dim_v;
+  const auto width = static_cast<std::size_t>(dv);
+  const double u = recipe.accumulate;
+  ForwardBound bound;
+  bound.o.assign(width, 0.0);
+  bound.o_sigma.assign(width, 0.0);
+  if (row.empty) {
+    // Zero and NaN are exact; a mean of V is a sum like any other.
+    for (std::size_t t = 0; t < width; ++t) {
+      double magnitude = 0;
+      for (std::int64_t j = 0; j < head.seqlen; ++j) magnitude += std::abs(head.v[j * dv + t]);
+      if (problem.conventions.empty_row_output == EmptyRowOutput::mean_v)
+        bound.o[t] = recipe.output * std::abs(row.o[t]) + recipe.output_eta +
+                     (six_sigma * u + recipe.probability) * magnitude /
+                         std::sqrt(static_cast<double>(std::max<std::int64_t>(head.seqlen, 1)));
+    }
+    bound.scale = INFINITY;
+    return bound;
+  }
+
+  const std::vector<double> q =
+      problem_case.row(problem_case.tensors().q, Side::query, head.b, i, query_head);
+  const std::size_t n_keys = row.keys.size();
+  const double norm = std::inner_product(row.o.begin(), row.o.end(), row.o.begin(), 0.0);
+  const double mean_score =
+      std::inner_product(row.p.begin(), row.p.end(), row.score.begin(), 0.0, std::plus<>(),
+                         [](double p, double s) { return p == 0 ? 0.0 : p * s; });
+
+  // Per key: tau, the relative error of p_j from the score and exp; aligned, v_j . o / |o|^2.
+  std::vector<double> tau(n_keys), aligned(n_keys);
+  double worst_tau = 0;
+  for (std::size_t n = 0; n < n_keys; ++n) {
+    const std::int64_t j = row.keys[n];
+    const double added = problem_case.added(head.b, query_head, i, j);
+    const Dot qk = dot(q.data(), &head.k[j * d], d);
+    tau[n] =
+        score_sigma(params, u, d, qk, row.raw[n], row.score[n], added, row.max) + exp_units * u;
+    worst_tau = std::max(worst_tau, row.p[n] * tau[n]);
+    aligned[n] = norm > 0 ? dot(row.o.data(), &head.v[j * dv], dv).value / norm : 0;
+  }
+  // Where an error of the score is no longer small, exp turns it into more.
+  const double amplify = std::exp(std::min(6 * worst_tau, 50.0));
+
+  // Sums over groups of keys whose errors are alike, squared: the variances.
+  std::vector<double> p_variance(width), s_variance(width);
+  double p_aligned = 0, s_aligned = 0, s_alone = 0, correlated_additions = 0;
+  std::vector<double> p_sum(width), s_sum(width);
+  for (const std::vector<std::size_t>& group : equal_scores(row.score, recipe.probability / 16)) {
+    std::fill(p_sum.begin(), p_sum.end(), 0.0);
+    std::fill(s_sum.begin(), s_sum.end(), 0.0);
+    double p_along = 0, s_along = 0, p = 0, s = 0;
+    for (std::size_t n : group) {
+      const double* v = &head.v[row.keys[n] * dv];
+      for (std::size_t t = 0; t < width; ++t) {
+        p_sum[t] += row.p[n] * v[t];
+        s_sum[t] += row.p[n] * tau[n] * std::abs(v[t] - row.o[t]);
+      }
+      p_along += row.p[n] * aligned[n];
+      s_along += row.p[n] * tau[n] * std::abs(aligned[n] - 1);
+      p += row.p[n];
+      s += row.p[n] * tau[n];
+    }
+    for (std::size_t t = 0; t < width; ++t) {
+      p_variance[t] += square(p_sum[t]) + square(p * row.o[t]);
+      s_variance[t] += square(s_sum[t]);
+    }
+    p_aligned += square(p_along) + square(p);
+    s_aligned += square(s_along);
+    s_alone += square(s);
+    correlated_additions += square(static_cast<double>(group.size()));
+  }
+
+  // Sums that need the keys in order: magnitudes, worst partial sums, sensitivity to the scale.
+  std::vector<double> magnitude(width), tiny(width), partial(width), worst_partial(width),
+      centred(width), worst_centred(width), scale_slope(width), squares(width);
+  for (std::size_t n = 0; n < n_keys; ++n) {
+    const double* v = &head.v[row.keys[n] * dv];
+    const double p = row.p[n];
+    const bool subnormal = p * row.sum < recipe.probability_min;
+    const double eta = subnormal ? std::min(p, recipe.probability_eta / row.sum) : 0;
+    const double weighted_score = p == 0 ? 0 : p * (row.score[n] - mean_score);
+    for (std::size_t t = 0; t < width; ++t) {
+      magnitude[t] += p * (std::abs(v[t]) + std::abs(row.o[t]));
+      tiny[t] += eta * std::abs(v[t]);
+      partial[t] += p * v[t];
+      worst_partial[t] = std::max(worst_partial[t], std::abs(partial[t]));
+      centred[t] += p * (v[t] - row.o[t]);
+      worst_centred[t] = std::max(worst_centred[t], std::abs(centred[t]));
+      scale_slope[t] += weighted_score * v[t];
+      squares[t] += square(p * v[t]);
+    }
+  }
+
+  const double additions = std::sqrt(static_cast<double>(n_keys) + 4);
+  const double rescaling = 4 * u * std::sqrt(rescales(row.score));
+  const double sum_error =
+      six_sigma * u * std::sqrt(correlated_additions) + 4 * u;  // of l, relative
+  double accumulation_along = 0, systematic_along = 0;
+  for (std::size_t t = 0; t < width; ++t) {
+    const double o = std::abs(row.o[t]);
+    const double rounding_of_p =
+        std::min(recipe.probability * magnitude[t],
+                 six_sigma * recipe.probability * std::sqrt(p_variance[t]));
+    const double scores = amplify * 6 * std::sqrt(s_variance[t]);
+    const double accumulation =
+        six_sigma * (u * additions * (worst_partial[t] + std::sqrt(squares[t])) +
+                     rescaling * worst_centred[t]) +
+        static_cast<double>(n_keys) * subnormal_roundoff(problem.lse_dtype());
+    const double scale_error = 3 * u * std::abs(scale_slope[t]);
+    const double computed =
+        rounding_of_p + scores + accumulation + scale_error + tiny[t] + sum_error * o;
+    bound.o[t] = recipe.output * (o + computed) + recipe.output_eta + computed;
+    bound.o_sigma[t] = recipe.output * o * uniform_sigma + recipe.output_eta + computed / 6;
+    accumulation_along += square((accumulation + tiny[t]) * o);
+    systematic_along += (scale_error + recipe.output_eta + tiny[t]) * o;
+  }
+
+  // One factor for the whole row: elements with equal values are rounded alike.
+  if (norm > 0) {
+    std::vector<double> magnitudes(width);
+    for (std::size_t t = 0; t < width; ++t) magnitudes[t] = std::abs(row.o[t]);
+    std::sort(magnitudes.begin(), magnitudes.end());
+    double variance = 0, run = 0;
+    for (std::size_t t = 0; t < width; ++t) {
+      run += square(magnitudes[t]);
+      const bool last_of_equals =
+          t + 1 == width || magnitudes[t + 1] - magnitudes[t] > recipe.output / 16 * magnitudes[t];
+      if (!last_of_equals) continue;
+      variance += square(run / norm);
+      run = 0;
+    }
+    const double rounding =
+        std::min(recipe.output, six_sigma * recipe.output * std::sqrt(variance));
+    double p_magnitude = 0;
+    for (std::size_t n = 0; n < n_keys; ++n) p_magnitude += row.p[n] * (std::abs(aligned[n]) + 1);
+    const double rounding_of_p = std::min(recipe.probability * p_magnitude,
+                                          six_sigma * recipe.probability * std::sqrt(p_aligned));
+    bound.scale = rounding + rounding_of_p + amplify * 6 * std::sqrt(s_aligned) +
+                  (std::sqrt(accumulation_along) + systematic_along) / norm + sum_error;
+  } else {
+    bound.scale = INFINITY;
+  }
+
+  // No term for a row sum of rounded P: l is to be summed before P is rounded.
+  bound.lse = amplify * 6 * std::sqrt(s_alone) + 3 * u * std::abs(mean_score) + sum_error +
+              six_sigma * rescaling + 2 * u * std::abs(row.max) +
+              2 * std::max(u, recipe.lse) * (std::abs(row.lse) + std::log1p(row.sum) + 1);
+  return bound;
+}
+
+RowFacts facts_of(const Row& row, const RowGradient& gradient, const ForwardBound& bound,
+                  const std::vector<double>& dout, const Recipe& recipe) {
+  RowFacts facts;
+  if (row.empty) return facts;
+  facts.empty = false;
+  facts.lse = row.lse;
+  facts.d = gradient.d;
+  facts.lse_sigma = bound.lse / 6;
+  double variance = 0, squares = 0;
+  for (std::size_t t = 0; t < dout.size(); ++t) {
+    variance += square(dout[t] * bound.o_sigma[t]);
+    squares += square(dout[t] * row.o[t]);
+  }
+  facts.d_sigma =
+      std::sqrt(variance) +
+      dot_sigma(recipe.accumulate, static_cast<std::int64_t>(dout.size()), gradient.d, squares);
+  return facts;
+}
+
+namespace {
+
+/// Sums over many terms, an element of a gradient row each, which a kernel computes as: round the
+/// operand (p or ds), multiply by a factor (an element of k, q or dO), accumulate. Collects what
+/// the bounds need: the exact sum, sums of magnitudes and squares, the largest partial sum, and the
+/// operands' own errors. One array a quantity, so that the inner loop runs on vectors.
+class BoundedSums {
+ public:
+  explicit BoundedSums(std::int64_t width) : width_(width), terms_(0) {
+    for (std::vector<double>* values :
+         {&sum_, &magnitude_, &squares_, &worst_, &flushed_, &variance_})
+      values->assign(static_cast<std::size_t>(width), 0.0);
+  }
+
+  /// Adds operand * factors[t] to every element; `sigma` is the operand's error before rounding.
+  void add(double operand, const double* factors, double sigma, const Recipe& recipe) {
+    ++terms_;
+    // Among the subnormal numbers rounding errs by up to eta; what is below eta may vanish.
+    const bool subnormal = std::abs(operand) < recipe.probability_min;
+    const double vanishing = std::abs(operand) < 2 * recipe.probability_eta ? std::abs(operand) : 0;
+    const double operand_variance =
+        square(sigma) + (subnormal ? square(recipe.probability_eta * uniform_sigma) : 0);
+    for (std::int64_t t = 0; t < width_; ++t) {
+      const double term = operand * factors[t];
+      const double sum = sum_[t] + term;
+      sum_[t] = sum;
+      magnitude_[t] += std::abs(term);
+      squares_[t] += term * term;
+      worst_[t] = worst_[t] < std::abs(sum) ? std::abs(sum) : worst_[t];
+      flushed_[t] += vanishing * std::abs(factors[t]);
+      variance_[t] += operand_variance * factors[t] * factors[t];
+    }
+  }
+
+  std::int64_t terms() const { return terms_; }
+  double sum(std::int64_t t) const { return sum_[t]; }
+
+  /// The bound of element t, but for the rounding of the output.
+  double bound(std::int64_t t, const Recipe& recipe) const {
+    const double root = std::sqrt(squares_[t]);
+    const double rounding =
+        std::min(recipe.probability * magnitude_[t], six_sigma * recipe.probability * root);
+    const double accumulation = six_sigma * recipe.accumulate *
+                                std::sqrt(static_cast<double>(terms_) + 4) * (worst_[t] + root);
+    return rounding + flushed_[t] + 6 * std::sqrt(variance_[t]) + accumulation;
+  }
+
+ private:
+  std::int64_t width_, terms_;
+  std::vector<double> sum_, magnitude_, squares_, worst_, flushed_, variance_;
+};
+
+double stored_bound(double value, double computed, const Recipe& recipe) {
+  return computed + recipe.output * (std::abs(value) + computed) + recipe.output_eta;
+}
+
+/// The standard deviation of ds = p (dp - D) slope, the row's common errors (D, LSE) left out.
+double ds_sigma(double p, double slope, double ds, double tau, const Dot& dp, std::int64_t width,
+                double u) {
+  return std::abs(ds) * (tau + 4 * u) +
+         p * slope * (dot_sigma(u, width, dp.value, dp.squares) + u * std::abs(dp.value));
+}
+
+}  // namespace
+
+std::vector<double> bound_dq(const Case& problem_case, const KeyValueHead& head, const Row& row,
+                             const RowGradient& gradient, const RowFacts& facts,
+                             std::int64_t query_head, std::int64_t i, const Recipe& recipe) {
+  const Problem& problem = problem_case.problem();
+  const AttentionParams& params = problem_case.params();
+  const std::int64_t d = problem.head_dim, dv = problem.head_dim_v;
+  const double u = recipe.accumulate, scale = std::abs(params.softmax_scale);
+  BoundedSums sums(d);
+  std::vector<double> d_slope(
+      static_cast<std::size_t>(d));  // how D's error reaches dq: alike for all keys
+  const std::vector<double> q =
+      problem_case.row(problem_case.tensors().q, Side::query, head.b, i, query_head);
+  const std::vector<double> dout =
+      problem_case.row(problem_case.tensors().dout, Side::query, head.b, i, query_head);
+  for (std::size_t n = 0; n < row.keys.size(); ++n) {
+    const std::int64_t j = row.keys[n];
+    const double added = problem_case.added(head.b, query_head, i, j);
+    const double slope = softcap_slope(params, row.raw[n], added);
+    const double tau = score_sigma(params, u, d, dot(q.data(), &head.k[j * d], d), row.raw[n],
+                                   row.score[n], added, row.lse) +
+                       exp_units * u;
+    const double sigma = ds_sigma(row.p[n], slope, gradient.ds[n], tau,
+                                  dot(dout.data(), &head.v[j * dv], dv), dv, u);
+    const double* k = &head.k[j * d];
+    sums.add(gradient.ds[n], k, sigma, recipe);
+    for (std::int64_t t = 0; t < d; ++t) d_slope[t] += row.p[n] * slope * k[t];
+  }
+  std::vector<double> bound(static_cast<std::size_t>(d));
+  for (std::int64_t t = 0; t < d; ++t) {
+    const double computed = sums.bound(t, recipe) + 6 * facts.d_sigma * std::abs(d_slope[t]) +
+                            (6 * facts.lse_sigma + 4 * u) * std::abs(sums.sum(t));
+    bound[t] = stored_bound(gradient.dq[t], scale * computed, recipe);
+  }
+  return bound;
+}
+
+Column backward_column(const Case& problem_case, const std::vector<QueryHead>& group,
+                       std::int64_t b, std::int64_t kv_head, std::int64_t j, const Recipe& recipe) {
+  const Problem& problem = problem_case.problem();
+  const AttentionParams& params = problem_case.params();
+  const AttentionTensors& tensors = problem_case.tensors();
+  const std::int64_t d = problem.head_dim, dv = problem.head_dim_v;
+  const double u = recipe.accumulate, scale = params.softmax_scale;
+  const std::vector<double> k = problem_case.row(tensors.k, Side::key, b, j, kv_head);
+  const std::vector<double> v = problem_case.row(tensors.v, Side::key, b, j, kv_head);
+  BoundedSums dk(d), dv_sum(dv);
+  for (const QueryHead& head : group) {
+    for (std::int64_t i = 0; i < head.seqlen; ++i) {
+      const RowFacts& facts = head.facts[static_cast<std::size_t>(i)];
+      const double* dout = &head.dout[i * dv];
+      if (facts.empty) {
+        if (problem.conventions.empty_row_output != EmptyRowOutput::mean_v) continue;
+        dv_sum.add(1.0 / static_cast<double>(problem.seqlen_k(b)), dout, 0, recipe);
+        continue;
+      }
+      if (!problem_case.visible(b, head.h, i, j)) continue;
+      const double* q = &head.q[i * d];
+      const double added = problem_case.added(b, head.h, i, j);
+      const Dot qk = dot(q, k.data(), d);
+      const double raw = scale * qk.value;
+      const double score = finished_score(params, raw, added);
+      const double p = std::exp(score - facts.lse);
+      if (p == 0) continue;
+      const double slope = softcap_slope(params, raw, added);
+      const Dot dp = dot(dout, v.data(), dv);
+      const double ds = p * (dp.value - facts.d) * slope;
+      const double tau = score_sigma(params, u, d, qk, raw, score, added, facts.lse) +
+                         exp_units * u + facts.lse_sigma;
+      const double sigma = ds_sigma(p, slope, ds, tau, dp, dv, u) + p * slope * facts.d_sigma;
+      dv_sum.add(p, dout, p * tau, recipe);
+      dk.add(ds, q, sigma, recipe);
+    }
+  }
+  Column column;
+  for (std::int64_t t = 0; t < d; ++t) {
+    const double value = scale * dk.sum(t);
+    const double computed = std::abs(scale) * dk.bound(t, recipe) + 4 * u * std::abs(value);
+    column.dk.push_back(value);
+    column.dk_bound.push_back(stored_bound(value, computed, recipe));
+  }
+  for (std::int64_t t = 0; t < dv; ++t) {
+    column.dv.push_back(dv_sum.sum(t));
+    column.dv_bound.push_back(stored_bound(dv_sum.sum(t), dv_sum.bound(t, recipe), recipe));
+  }
+  return column;
+}
+
+}  // namespace tilewise::oracle

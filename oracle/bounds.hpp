@@ -1,0 +1,74 @@
+// How far a correct kernel may be from float64: a bound for every element of O, LSE, dQ, dK and dV,
+// from the unit roundoffs of its arithmetic and the magnitudes of that very row.
+//
+// docs/error-bounds.md derives every term. In short, a kernel is taken to compute dot products and
+// sums in `accumulate` precision, to round P and dS to `probability` precision before the second
+// matrix product, and to round its outputs. Rounding errors are taken as independent, with the
+// variance u^2 x^2 / 3 of a uniform error, except where equal numbers make equal errors; a bound is
+// six standard deviations, or the worst case where that is smaller.
+#pragma once
+
+#include "attention.hpp"
+
+#include <vector>
+
+namespace tilewise::oracle {
+
+/// The unit roundoffs (and the absolute errors among subnormal numbers) that a verdict allows.
+struct Recipe {
+  double accumulate;       ///< of dot products, sums, exp
+  double probability;      ///< of P and dS as operands of a matrix product
+  double probability_eta;  ///< half the smallest positive number of that format
+  double probability_min;  ///< its smallest normal number
+  double output;           ///< of o, dq, dk, dv as stored
+  double output_eta;
+  double lse;  ///< of lse as stored
+};
+/// float32 accumulation (float64 for f64 inputs), P in the inputs' format, outputs as stored.
+Recipe recipe_for(const Problem& problem);
+
+struct ForwardBound {
+  std::vector<double> o;
+  double lse = 0;
+  /// Largest credible |sum_d (got_d - o_d) o_d| / sum_d o_d^2: a row that is off by a factor,
+  /// however small a part of each element's own bound that is.
+  double scale = 0;
+  /// Standard deviation of each o_d's error: what the backward bound needs of the forward pass.
+  std::vector<double> o_sigma;
+};
+ForwardBound bound_forward(const Case& problem_case, const KeyValueHead& head, const Row& row,
+                           std::int64_t query_head, std::int64_t i, const Recipe& recipe);
+
+/// What a column's gradient and its bound need to know of each query row.
+struct RowFacts {
+  bool empty = true;
+  double lse = 0;        ///< natural logarithm
+  double d = 0;          ///< D = dO . o
+  double lse_sigma = 0;  ///< standard deviation of a kernel's own LSE
+  double d_sigma = 0;    ///< and of its D
+};
+RowFacts facts_of(const Row& row, const RowGradient& gradient, const ForwardBound& bound,
+                  const std::vector<double>& dout, const Recipe& recipe);
+
+std::vector<double> bound_dq(const Case& problem_case, const KeyValueHead& head, const Row& row,
+                             const RowGradient& gradient, const RowFacts& facts,
+                             std::int64_t query_head, std::int64_t i, const Recipe& recipe);
+
+/// One query head, read once and used for many columns.
+struct QueryHead {
+  std::int64_t b = 0, h = 0, seqlen = 0;
+  std::vector<double> q;     ///< [seqlen, head_dim]
+  std::vector<double> dout;  ///< [seqlen, head_dim_v]
+  std::vector<RowFacts> facts;
+};
+
+/// The gradients of one key and value, with their bounds.
+struct Column {
+  std::vector<double> dk, dv;
+  std::vector<double> dk_bound, dv_bound;
+};
+/// `group` holds every query head that reads this key head.
+Column backward_column(const Case& problem_case, const std::vector<QueryHead>& group,
+                       std::int64_t b, std::int64_t kv_head, std::int64_t j, const Recipe& recipe);
+
+}  // namespace tilewise::oracle

@@ -1,0 +1,178 @@
+#!/usr/bin/env bash
+# The tests. Installs what is missing, builds, runs.
+#
+#   ./test.sh             the host's tests, in five minutes or less
+#   ./test.sh --all       everything that continuous integration runs, 40 minutes or less
+#   ./test.sh LABEL...    only these
+#   ./test.sh --list      the labels, with their time budgets
+#
+# Each label's time is shown beside its budget. One that takes longer is warned of, never failed:
+# machines differ. TILEWISE_NO_INSTALL=1 installs nothing and prints the line that would.
+set -eu
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
+. tools/setup.sh
+
+# label | budget in seconds | what it needs (groups of tools/setup.sh) | what it is
+labels_table() {
+  cat <<'EOT'
+host|300|build plot test|g++ or this machine's compiler, warnings as errors, every test
+python|60|build test|tools/tilewise.py with numpy
+consumer|180|build test|installs, moves, and uses Tilewise from an outside project
+format|20|format|clang-format over every source
+tidy|360|build test tidy|clang-tidy over every source
+clang|360|build test clang|clang++, warnings as errors, every test
+asan-ubsan|480|build test|address and undefined-behaviour sanitizers
+tsan|480|build test clang|thread sanitizer, with clang's OpenMP
+tour|120|build plot|./tour.sh --quick
+EOT
+}
+
+field() { labels_table | awk -F'|' -v label="$1" -v field="$2" '$1 == label { print $field }'; }
+
+passed=0 failed=0 skipped=0
+count() { if [ "$1" -eq 0 ]; then passed=$((passed + 1)); else failed=$((failed + 1)); fi; }
+
+processors() { getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2; }
+
+# sources PATTERN...: the project's files of these names, as git knows them or, outside git, as found.
+sources() {
+  if git rev-parse --is-inside-work-tree >/dev/null 2>&1; then
+    git ls-files --cached --others --exclude-standard -- "$@"
+  else
+    local pattern
+    for pattern in "$@"; do find . -path ./build -prune -o -type f -name "$pattern" -print; done
+  fi | while read -r file; do [ -f "$file" ] && echo "$file"; done | sort
+}
+
+# --- What a label runs ----------------------------------------------------------------------------
+# ctest_label TITLE PRESET LABEL: the tests with this ctest label, counted one by one.
+ctest_label() {
+  local title=$1 preset=$2 label=$3 status=0 report
+  report=$PWD/build/logs/ctest-$preset-$label.xml
+  rm -f "$report"
+  step "$title" "ctest-$preset-$label" ctest --preset "$preset" -L "^$label\$" --no-tests=error \
+    -j "$(processors)" --output-on-failure --output-junit "$report" || status=$?
+  count_report "$report" $status
+  return $status
+}
+
+# The report's second line: <testsuite name="..." tests="9" failures="0" disabled="0" skipped="1" ...
+count_report() {
+  local suite tests failures ignored
+  if [ ! -f "$1" ]; then count "$2"; return; fi
+  suite=$(tr '\n\t' '  ' <"$1" | sed 's/^.*<testsuite \([^>]*\)>.*$/\1/')
+  attribute() { sed -n "s/.* *$1=\"\([0-9]*\)\".*/\1/p" <<<" $suite"; }
+  tests=$(attribute tests) failures=$(attribute failures)
+  ignored=$(($(attribute disabled) + $(attribute skipped)))
+  passed=$((passed + tests - failures - ignored))
+  failed=$((failed + failures))
+  skipped=$((skipped + ignored))
+  # ctest can fail without a failed test.
+  if [ "$2" -ne 0 ] && [ "$failures" -eq 0 ]; then failed=$((failed + 1)); fi
+}
+
+# preset_built PRESET: configured and built. Counts only when that fails: the tests are counted.
+preset_built() {
+  local status=0
+  { configure "$1" && build "$1"; } || status=$?
+  [ $status -eq 0 ] || count $status
+  return $status
+}
+
+run_format() {
+  local status=0 version
+  version=$(clang-format --version | sed 's/.*version \([0-9]*\).*/\1/')
+  [ "$version" = 14 ] || echo "clang-format $version may format otherwise than 14, which we go by."
+  format_all() { sources '*.cpp' '*.hpp' | xargs clang-format --dry-run -Werror; }
+  step "Check the format" format format_all || status=$?
+  count $status
+  return $status
+}
+
+run_tidy() {
+  local status=0
+  configure dev || { count 1 && return 1; }
+  # The consumer is another project, with flags of its own.
+  tidy_all() {
+    sources '*.cpp' | grep -v '^\(\./\)\?tests/consumer/' |
+      xargs -n 1 -P "$(processors)" clang-tidy -p build/dev --quiet
+  }
+  step "clang-tidy" tidy tidy_all || status=$?
+  count $status
+  return $status
+}
+
+run_tour() {
+  local status=0
+  step "./tour.sh --quick" tour ./tour.sh --quick || status=$?
+  count $status
+  return $status
+}
+
+run_label() {
+  case $1 in
+    host) preset_built dev && ctest_label "Test (dev)" dev host ;;
+    python) preset_built dev && ctest_label "Test (python)" dev python ;;
+    consumer) preset_built dev && ctest_label "Test (consumer)" dev consumer ;;
+    clang | asan-ubsan | tsan) preset_built "$1" && ctest_label "Test ($1)" "$1" host ;;
+    format) run_format ;;
+    tidy) run_tidy ;;
+    tour) run_tour ;;
+  esac
+}
+
+# --- Which labels ---------------------------------------------------------------------------------
+chosen=''
+for argument in "$@"; do
+  case $argument in
+    --all) chosen=$(labels_table | cut -d'|' -f1 | tr '\n' ' ') ;;
+    --list)
+      labels_table | while IFS='|' read -r label budget needs what; do
+        printf '%-12s %4d s   %s\n' "$label" "$budget" "$what"
+      done
+      labels_table | awk -F'|' '{ sum += $2 } END { printf "%-12s %4d s\n", "--all", sum }'
+      exit 0
+      ;;
+    -h | --help)
+      sed -n '2,/^set/s/^# \{0,1\}//p' test.sh
+      exit 0
+      ;;
+    *)
+      if [ -z "$(field "$argument" 1)" ]; then
+        echo "'$argument' is no label: expected --all, --list or" \
+          "$(labels_table | cut -d'|' -f1 | tr '\n' ' ')" >&2
+        exit 2
+      fi
+      chosen="$chosen $argument"
+      ;;
+  esac
+done
+chosen=${chosen:-host}
+
+needs=''
+for label in $chosen; do needs="$needs $(field "$label" 3)"; done
+# shellcheck disable=SC2086
+setup $needs
+
+# --- Run, and say how it went ---------------------------------------------------------------------
+table=''
+for label in $chosen; do
+  began=$SECONDS result=passed
+  run_label "$label" || result=FAILED
+  table="$table$label|$result|$((SECONDS - began))|$(field "$label" 2)
+"
+done
+
+printf '\n%-12s %-8s %8s %8s\n' label result seconds budget
+printf '%s' "$table" | while IFS='|' read -r label result seconds budget; do
+  printf '%-12s %-8s %8d %8d\n' "$label" "$result" "$seconds" "$budget"
+done
+printf '%s' "$table" | while IFS='|' read -r label result seconds budget; do
+  [ "$seconds" -le "$budget" ] ||
+    echo "warning: $label took $seconds s, more than its budget of $budget s"
+done
+
+summary="$passed passed, $failed failed"
+[ $skipped -eq 0 ] || summary="$summary, $skipped skipped"
+printf '\n%s\n' "$summary"
+[ $failed -eq 0 ]

@@ -1,0 +1,172 @@
+// The FMA loop and the STREAM triad: see ceiling.hpp.
+//
+// One multiply-add depends on the one before it in its accumulator only. Processors finish one
+// after 4 or 5 cycles and start two a cycle, so that 12 independent accumulators keep the units
+// busy.
+#include "tools/ceiling.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <thread>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace tilewise::tools {
+
+namespace {
+using Clock = std::chrono::steady_clock;
+
+constexpr int accumulators = 12;
+constexpr int steps = 256;  // multiply-adds on each accumulator a call
+
+/// x <- x * factor + term stays near 1, and never becomes subnormal, where some units are slow.
+constexpr float factor = 0.999F, term = 0.001F;
+
+/// Every accumulator starts elsewhere: compilers merge sums that are alike into one.
+inline float start(float sink, int i) {
+  return sink + 0.01F * static_cast<float>(i);
+}
+
+/// `steps` multiply-adds on each of twelve registers; what they hold is added to `sink`.
+using FmaLoop = void (*)(float& sink);
+
+struct Unit {
+  FmaLoop loop;
+  int lanes;
+  const char* name;
+};
+
+#if defined(__x86_64__)
+__attribute__((target("avx512f"))) void loop_avx512(float& sink) {
+  __m512 x[accumulators];
+  const __m512 a = _mm512_set1_ps(factor), b = _mm512_set1_ps(term);
+#pragma GCC unroll 12
+  for (int i = 0; i < accumulators; ++i) x[i] = _mm512_set1_ps(start(sink, i));
+  for (int step = 0; step < steps; ++step)
+#pragma GCC unroll 12
+    for (int i = 0; i < accumulators; ++i) x[i] = _mm512_fmadd_ps(x[i], a, b);
+#pragma GCC unroll 12
+  for (int i = 1; i < accumulators; ++i) x[0] = _mm512_add_ps(x[0], x[i]);
+  float lanes[16];
+  _mm512_storeu_ps(lanes, x[0]);
+  sink = lanes[0] / accumulators;
+}
+
+__attribute__((target("avx2,fma"))) void loop_avx2(float& sink) {
+  __m256 x[accumulators];
+  const __m256 a = _mm256_set1_ps(factor), b = _mm256_set1_ps(term);
+#pragma GCC unroll 12
+  for (int i = 0; i < accumulators; ++i) x[i] = _mm256_set1_ps(start(sink, i));
+  for (int step = 0; step < steps; ++step)
+#pragma GCC unroll 12
+    for (int i = 0; i < accumulators; ++i) x[i] = _mm256_fmadd_ps(x[i], a, b);
+#pragma GCC unroll 12
+  for (int i = 1; i < accumulators; ++i) x[0] = _mm256_add_ps(x[0], x[i]);
+  float lanes[8];
+  _mm256_storeu_ps(lanes, x[0]);
+  sink = lanes[0] / accumulators;
+}
+#endif
+
+/// Four lanes in the compiler's own vector type: NEON's multiply-add, or SSE2's pair.
+void loop_four(float& sink) {
+  using Vector = float __attribute__((vector_size(16)));
+  Vector x[accumulators];
+  const Vector a = {factor, factor, factor, factor}, b = {term, term, term, term};
+#pragma GCC unroll 12
+  for (int i = 0; i < accumulators; ++i) x[i] = Vector{} + start(sink, i);
+  for (int step = 0; step < steps; ++step)
+#pragma GCC unroll 12
+    for (int i = 0; i < accumulators; ++i) x[i] = x[i] * a + b;
+#pragma GCC unroll 12
+  for (int i = 1; i < accumulators; ++i) x[0] += x[i];
+  sink = x[0][0] / accumulators;
+}
+
+Unit widest() {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f")) return {loop_avx512, 16, "AVX-512"};
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    return {loop_avx2, 8, "AVX2 and FMA"};
+  return {loop_four, 4, "SSE2"};
+#elif defined(__aarch64__)
+  return {loop_four, 4, "NEON"};
+#else
+  return {loop_four, 4, "128-bit vectors"};
+#endif
+}
+
+double since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+/// Runs `work(thread)` on so many threads at once, the caller's own among them.
+template <class Work>
+void on_threads(int threads, const Work& work) {
+  std::vector<std::thread> others;
+  for (int t = 1; t < threads; ++t) others.emplace_back([&work, t] { work(t); });
+  work(0);
+  for (std::thread& other : others) other.join();
+}
+}  // namespace
+
+int thread_count(int threads) {
+  return threads > 0 ? threads : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
+std::string fma_name() {
+  return widest().name;
+}
+
+double measure_peak_gflops(int threads, double seconds) {
+  threads = thread_count(threads);
+  const Unit unit = widest();
+  const double flops_per_call = 2.0 * accumulators * steps * unit.lanes;
+  std::vector<double> rates(static_cast<std::size_t>(threads));
+  std::atomic<int> ready = 0;
+  on_threads(threads, [&](int thread) {
+    float sink = 1;
+    unit.loop(sink);
+    for (++ready; ready < threads;) std::this_thread::yield();  // all at once, or not the ceiling
+    // The median of short slices: a slice that another process interrupted does not count.
+    std::vector<double> slices;
+    for (const auto start = Clock::now(); since(start) < seconds || slices.size() < 3;) {
+      constexpr int calls = 16;
+      const auto begin = Clock::now();
+      for (int i = 0; i < calls; ++i) unit.loop(sink);
+      slices.push_back(calls * flops_per_call / since(begin) * 1e-9);
+    }
+    std::nth_element(slices.begin(),
+                     slices.begin() + static_cast<std::ptrdiff_t>(slices.size() / 2), slices.end());
+    // The comparison keeps `sink`, and with it the loop, alive.
+    rates[static_cast<std::size_t>(thread)] = sink > -1 ? slices[slices.size() / 2] : 0;
+  });
+  double total = 0;
+  for (const double rate : rates) total += rate;
+  return total;
+}
+
+double measure_bandwidth_gbytes() {
+  constexpr std::size_t elements = std::size_t{1} << 24;
+  std::vector<float> a(elements), b(elements, 1.0F), c(elements, 2.0F);
+  const int threads = thread_count(0);
+  double fastest = 1e30;
+  for (int pass = 0; pass < 4; ++pass) {
+    const auto start = Clock::now();
+    on_threads(threads, [&](int thread) {
+      const std::size_t share = elements / static_cast<std::size_t>(threads);
+      const std::size_t first = static_cast<std::size_t>(thread) * share;
+      for (std::size_t i = first; i < first + share; ++i)
+        a[i] = b[i] + (factor + static_cast<float>(pass)) * c[i];
+    });
+    fastest = std::min(fastest, since(start));
+  }
+  return 12.0 * elements / fastest * 1e-9;
+}
+
+}  // namespace tilewise::tools

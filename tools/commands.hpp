@@ -1,0 +1,81 @@
+// The subcommands: what each is told, and the function that does it. main.cpp fills the options
+// from the command line; each function returns how the command ends (common.hpp) or throws
+// BadInput.
+#pragma once
+
+#include "oracle/harness/harness.hpp"
+
+#include <string>
+#include <vector>
+
+namespace tilewise::tools {
+
+/// What the commands that judge have in common.
+struct JudgeOptions {
+  bool every_row = false;
+  int repeats = 2;
+  int threads = 0;
+  std::string data;  ///< directory of the real tensors; empty: the source tree's
+
+  harness::Options harness_options() const {
+    harness::Options options;
+    options.every_row = every_row;
+    options.repeats = repeats;
+    options.threads = threads;
+    options.data_directory = data;
+    return options;
+  }
+};
+
+struct ListOptions {
+  bool json = false;
+};
+
+struct GenOptions {
+  std::string problem, out, data;
+  bool npy = false, json = false;
+};
+
+struct RunOptions {
+  std::string problem, implementation, in, out, layout, data;
+  int threads = 0;
+  bool json = false;
+};
+
+struct CheckOptions {
+  std::vector<std::string> problems;
+  std::string implementation;  ///< judge one of ours,
+  std::string in, outputs;     ///< or somebody else's files
+  std::string layout;
+  JudgeOptions judge;
+  bool json = false;
+};
+
+struct BenchOptions {
+  std::vector<std::string> problems;
+  std::string implementations, data;
+  double seconds = 1;
+  int threads = 0;
+  bool json = false;
+};
+
+struct BugsOptions {
+  std::vector<std::string> names;
+  bool list = false, json = false;
+  JudgeOptions judge;
+};
+
+struct TourOptions {
+  bool quick = false, json = false;
+  std::string only, out = "build/tour", data;
+};
+
+int list_command(const ListOptions& options);
+int gen_command(const GenOptions& options);
+int run_command(const RunOptions& options);
+int check_command(const CheckOptions& options);
+int bench_command(const BenchOptions& options);
+int bugs_command(const BugsOptions& options);
+int tour_command(const TourOptions& options);
+
+}  // namespace tilewise::tools

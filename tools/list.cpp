@@ -1,0 +1,45 @@
+// `tilewise list`: every implementation, its idea, and what it supports.
+#include "tools/commands.hpp"
+#include "tools/common.hpp"
+#include "tools/json.hpp"
+#include "tools/table.hpp"
+
+#include <fmt/core.h>
+
+namespace tilewise::tools {
+
+int list_command(const ListOptions& options) {
+  const harness::Table table = implementations();
+  std::vector<Listed> listed;
+  for (const auto& implementation : table) {
+    Listed row{std::string(implementation->name()), std::string(implementation->idea()), {}, false};
+    for (const Feature& feature : features()) {
+      const Problem problem = parse(std::string(feature.problem));
+      const harness::Support support = implementation->supports(problem);
+      row.features.push_back({std::string(feature.name), support.ok, support.reason});
+      if (support.ok && implementation->writes(problem).lse) row.writes_lse = true;
+    }
+    listed.push_back(std::move(row));
+  }
+  if (options.json) {
+    print(list_json(listed));
+    return exit_pass;
+  }
+  std::string text;
+  for (const Listed& row : listed) {
+    std::string can, why;
+    bool any = false;
+    for (const Listed::Feature& feature : row.features) {
+      if (feature.supported) can += (any ? ", " : "") + feature.name;
+      any = any || feature.supported;
+      if (!feature.supported && why.empty()) why = feature.why;
+    }
+    if (row.writes_lse) can += ", LSE";
+    text += fmt::format("{}\n    {}\n    {}\n", row.name, row.idea,
+                        any ? "supports: " + can : "cannot run here: " + why);
+  }
+  print(text);
+  return exit_pass;
+}
+
+}  // namespace tilewise::tools

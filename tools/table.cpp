@@ -1,0 +1,107 @@
+// The table itself, and how names on the command line find their row in it.
+#include "tools/table.hpp"
+
+#include "stages/adapter.hpp"
+#include "tools/common.hpp"
+
+#include <fmt/core.h>
+
+#include <iterator>
+#include <utility>
+
+namespace tilewise::tools {
+
+harness::Table implementations() {
+  harness::Table table = stages::implementations();
+  return table;
+}
+
+const std::vector<Feature>& features() {
+  static const std::vector<Feature> all{
+      {"plain", "fwd s70 h2 d32"},
+      {"causal", "fwd sq50 sk77 d32 causal"},
+      {"GQA", "fwd s70 hq4 hk2 d32"},
+      {"head_dim_v", "fwd s70 d32 dv48"},
+      {"backward", "bwd s70 h2 d32"},
+      {"window", "fwd s70 d32 window=16,0"},
+      {"softcap", "fwd s70 d32 softcap=20"},
+      {"ALiBi", "fwd s70 h4 d32 alibi"},
+      {"bias", "fwd s70 d32 bias=1,1,q,k"},
+      {"mask", "fwd s70 d32 mask=1,1,q,k"},
+      {"varlen", "fwd b2 sq30,41 sk70,20 d32 packed"},
+      {"f64", "fwd s70 d32 f64"},
+      {"f16", "fwd s70 d32 f16"},
+      {"bf16", "fwd s70 d32 bf16"},
+  };
+  return all;
+}
+
+namespace {
+std::string_view after_dot(std::string_view name) {
+  const std::size_t dot = name.find('.');
+  return dot == std::string_view::npos ? name : name.substr(dot + 1);
+}
+
+std::vector<const harness::Implementation*> matches(const harness::Table& table,
+                                                    const std::string& text) {
+  std::vector<const harness::Implementation*> found;
+  for (const auto& implementation : table) {
+    if (implementation->name() == text) return {implementation.get()};
+    if (is_named(*implementation, text)) found.push_back(implementation.get());
+  }
+  return found;
+}
+
+BadInput unknown(const harness::Table& table, const std::string& text) {
+  std::vector<std::string> known;
+  for (const auto& implementation : table) {
+    known.emplace_back(implementation->name());
+    known.emplace_back(after_dot(implementation->name()));
+  }
+  const std::string guess = closest(text, known);
+  return BadInput(fmt::format("no implementation is called \"{}\"; {}", text,
+                              guess.empty() ? "`tilewise list` names all of them"
+                                            : fmt::format("did you mean {}?", guess)));
+}
+}  // namespace
+
+bool is_named(const harness::Implementation& implementation, std::string_view text) {
+  const std::string_view name = implementation.name();
+  return !text.empty() && (name.starts_with(text) || after_dot(name).starts_with(text));
+}
+
+std::vector<const harness::Implementation*> select(const harness::Table& table,
+                                                   const std::string& names) {
+  std::vector<const harness::Implementation*> wanted;
+  for (const std::string& text : split(names, ',')) {
+    const bool everything = text == "all";
+    const auto found =
+        everything ? std::vector<const harness::Implementation*>{} : matches(table, text);
+    if (!everything && found.empty()) throw unknown(table, text);
+    for (const auto& implementation : table)
+      if (everything) wanted.push_back(implementation.get());
+    wanted.insert(wanted.end(), found.begin(), found.end());
+  }
+  if (wanted.empty())
+    throw BadInput("no implementation is named: expected --impl NAME, A,B or all");
+  std::vector<const harness::Implementation*> ordered;
+  for (const auto& implementation : table)
+    for (const auto* candidate : wanted)
+      if (candidate == implementation.get()) {
+        ordered.push_back(candidate);
+        break;
+      }
+  return ordered;
+}
+
+const harness::Implementation& select_one(const harness::Table& table, const std::string& name) {
+  const auto found = matches(table, name);
+  if (found.empty()) throw unknown(table, name);
+  if (found.size() > 1)
+    throw BadInput(
+        fmt::format("\"{}\" means {} implementations, {} and {} among them: expected one", name,
+                    found.size(), found[0]->name(), found[1]->name()));
+  return *found.front();
+}
+
+}  // namespace tilewise::tools

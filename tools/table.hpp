@@ -1,0 +1,35 @@
+// The one explicit, ordered table of every implementation that this build knows.
+#pragma once
+
+#include "oracle/harness/implementation.hpp"
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace tilewise::tools {
+
+/// The course's steps, in the course's order. Shipped kernels follow them.
+harness::Table implementations();
+
+/// A kind of problem, with one small example of it: `list` asks who supports it, the tour has it
+/// judged.
+struct Feature {
+  std::string_view name;
+  std::string_view problem;
+};
+const std::vector<Feature>& features();
+
+/// Whether `text` means this implementation: its name, or the beginning of it, with or without the
+/// part before the dot: "stage.2c_simd", "2c", "stage.2" and "mine" all name something.
+bool is_named(const harness::Implementation& implementation, std::string_view text);
+
+/// The implementations that a comma-separated list names, in the table's order; "all" is
+/// everything. Throws BadInput for a name that means nothing.
+std::vector<const harness::Implementation*> select(const harness::Table& table,
+                                                   const std::string& names);
+
+/// The one implementation that `name` means; throws BadInput when there is none, or more than one.
+const harness::Implementation& select_one(const harness::Table& table, const std::string& name);
+
+}  // namespace tilewise::tools
