@@ -53,6 +53,9 @@ ctest_label() {
   step "$title" "ctest-$preset-$label" ctest --preset "$preset" -L "^$label\$" --no-tests=error \
     -j "$(processors)" --output-on-failure --output-junit "$report" || status=$?
   count_report "$report" $status
+  # What the tests of the judge counted.
+  grep -hE '^[0-9]+ (planted bugs|correct runs) ' "build/$preset/Testing/Temporary/LastTest.log" \
+    2>/dev/null | sed 's/^/  /' || true
   return $status
 }
 

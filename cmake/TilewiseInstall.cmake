@@ -13,10 +13,6 @@ include(CMakePackageConfigHelpers)
 
 set(tilewise_installed tilewise_core tilewise_oracle tilewise_harness tilewise_memory_hooks)
 
-target_include_directories(tilewise_core INTERFACE
-  $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include>
-  $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
-
 foreach(library fmt::fmt nlohmann_json::nlohmann_json)
   get_target_property(imported ${library} IMPORTED)
   if(NOT imported)
@@ -31,7 +27,7 @@ install(TARGETS ${tilewise_installed} EXPORT tilewise
 install(DIRECTORY include/tilewise/ DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/tilewise
         FILES_MATCHING PATTERN "*.hpp")
 install(DIRECTORY core oracle DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/tilewise
-        FILES_MATCHING PATTERN "*.hpp")
+        FILES_MATCHING PATTERN "*.hpp" PATTERN "detail.hpp" EXCLUDE)
 install(EXPORT tilewise NAMESPACE tilewise:: FILE tilewiseTargets.cmake
         DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/tilewise)
 
@@ -44,6 +40,3 @@ install(FILES ${PROJECT_BINARY_DIR}/cmake/tilewiseConfig.cmake
               ${PROJECT_BINARY_DIR}/cmake/tilewiseConfigVersion.cmake
         DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/tilewise)
 install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
-if(TARGET tilewise)
-  install(TARGETS tilewise RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
-endif()

@@ -127,10 +127,9 @@ inline constexpr ConventionPreset convention_presets[] = {
        c.empty_row_output = EmptyRowOutput::mean_v;
        c.empty_row_lse = EmptyRowLse::unspecified;
      })},
-    {"triton_tutorial", "Triton's fused attention tutorial: m + log2(l), and NaN on an empty row",
+    {"triton_tutorial", "Triton's fused attention tutorial, python/tutorials/06-fused-attention.py",
      detail::differing([](Conventions& c) {
        c.alignment = Alignment::top_left;
-       c.empty_row_output = EmptyRowOutput::nan;
        c.empty_row_lse = EmptyRowLse::unspecified;
        c.lse_base = LseBase::two;
        c.default_scale = DefaultScale::required;

@@ -67,9 +67,11 @@ constexpr double unit_roundoff(DType dtype) {
   return power_of_two(-info(dtype).significand);
 }
 
-/// Rounding to nearest changes a subnormal number by at most half the smallest positive number.
+/// Rounding to nearest changes a subnormal number by at most half the smallest positive number (of
+/// f64, whose half is no double: by that number).
 constexpr double subnormal_roundoff(DType dtype) {
-  return power_of_two(info(dtype).smallest_exponent) / 2;
+  const double smallest = power_of_two(info(dtype).smallest_exponent);
+  return dtype == DType::f64 ? smallest : smallest / 2;
 }
 
 namespace detail {

@@ -52,17 +52,31 @@ struct Floats {
   friend bool operator<(Floats a, Floats b) { return a.value < b.value; }
   friend bool operator==(Floats a, Floats b) { return a.value == b.value; }
 };
-inline Floats fma(Floats a, Floats b, Floats c) { return std::fma(a.value, b.value, c.value); }
-inline Floats max(Floats a, Floats b) { return a.value < b.value ? b : a; }
-inline Floats select(bool which, Floats yes, Floats no) { return which ? yes : no; }
-inline float reduce_add(Floats x) { return x.value; }
-inline float reduce_max(Floats x) { return x.value; }
+inline Floats fma(Floats a, Floats b, Floats c) {
+  return std::fma(a.value, b.value, c.value);
+}
+inline Floats max(Floats a, Floats b) {
+  return a.value < b.value ? b : a;
+}
+inline Floats select(bool which, Floats yes, Floats no) {
+  return which ? yes : no;
+}
+inline float reduce_add(Floats x) {
+  return x.value;
+}
+inline float reduce_max(Floats x) {
+  return x.value;
+}
 template <class F>
 F load(const float* from) {
   return *from;
 }
-inline void store(float* to, Floats x) { *to = x.value; }
-inline Floats exp(Floats x) { return std::exp(x.value); }
+inline void store(float* to, Floats x) {
+  *to = x.value;
+}
+inline Floats exp(Floats x) {
+  return std::exp(x.value);
+}
 
 #else
 
@@ -86,8 +100,8 @@ TILEWISE_INLINE xsimd::batch<float, Arch> max(const xsimd::batch<float, Arch>& a
   return xsimd::max(a, b);
 }
 
-template <class Mask, class Arch>
-TILEWISE_INLINE xsimd::batch<float, Arch> select(const Mask& which,
+template <class Arch>
+TILEWISE_INLINE xsimd::batch<float, Arch> select(const xsimd::batch_bool<float, Arch>& which,
                                                  const xsimd::batch<float, Arch>& yes,
                                                  const xsimd::batch<float, Arch>& no) {
   return xsimd::select(which, yes, no);
@@ -125,10 +139,10 @@ TILEWISE_INLINE void store(float* to, const xsimd::batch<float, Arch>& x) {
   x.store_unaligned(to);
 }
 
-/// e^x: x = n ln 2 + r with |r| <= ln 2 / 2, and e^r = 1 + r + r^2 q(r), q of degree 4 interpolating
-/// at the Chebyshev nodes (its own error is 3e-9, the rest is rounding). Results under 2^-125
-/// become 0, those too large infinity; NaN stays NaN. ln 2 in two parts: n times the first is exact
-/// (Cody & Waite 1980).
+/// e^x: x = n ln 2 + r with |r| <= ln 2 / 2, and e^r = 1 + r + r^2 q(r), q of degree 4
+/// interpolating at the Chebyshev nodes (its own error is 3e-9, the rest is rounding). Results
+/// under 2^-125 become 0, those too large infinity; NaN stays NaN. ln 2 in two parts: n times the
+/// first is exact (Cody & Waite 1980).
 template <class Arch>
 TILEWISE_INLINE xsimd::batch<float, Arch> exp(const xsimd::batch<float, Arch>& x) {
   using F = xsimd::batch<float, Arch>;
@@ -140,7 +154,7 @@ TILEWISE_INLINE xsimd::batch<float, Arch> exp(const xsimd::batch<float, Arch>& x
   q = fma(q, r, F(0.5f));
   const F mantissa = F(1.0f) + fma(r * r, q, r);
   constexpr float lowest = -86.6f;        // just above ln 2^-125
-  constexpr float highest = 88.7228394f;  // e^x beyond is above the largest float
+  constexpr float highest = 88.7228317f;  // e^x beyond is above the largest float
   constexpr float infinity = std::numeric_limits<float>::infinity();
 #if defined(__AVX512F__)
   if constexpr (std::is_base_of_v<xsimd::avx512f, Arch>) {
@@ -211,9 +225,8 @@ TILEWISE_INLINE void register_tile(std::int64_t n, Broadcast a, const float* b, 
   constexpr int L = lanes_of<F>;
   F sum[R][V];
   unroll<R>([&](auto r) {
-    unroll<V>([&](auto v) {
-      sum[r][v] = into == Into::add ? load<F>(c + r * c_row + v * L) : F(0.0f);
-    });
+    unroll<V>(
+        [&](auto v) { sum[r][v] = into == Into::add ? load<F>(c + r * c_row + v * L) : F(0.0f); });
   });
   for (std::int64_t t = 0; t < n; ++t) {
     F bt[V];
@@ -223,8 +236,7 @@ TILEWISE_INLINE void register_tile(std::int64_t n, Broadcast a, const float* b, 
       unroll<V>([&](auto v) { sum[r][v] = fma(art, bt[v], sum[r][v]); });
     });
   }
-  unroll<R>(
-      [&](auto r) { unroll<V>([&](auto v) { store(c + r * c_row + v * L, sum[r][v]); }); });
+  unroll<R>([&](auto r) { unroll<V>([&](auto v) { store(c + r * c_row + v * L, sum[r][v]); }); });
 }
 // [end register_tile]
 

@@ -7,36 +7,67 @@ namespace tilewise::oracle {
 
 namespace {
 
-/// Arithmetic as a framework's plain operations do it: products and sums in float32 inside one
-/// operation, every operation's result rounded to the tensors' format.
+std::vector<float> as_floats(const std::vector<double>& values) {
+  return {values.begin(), values.end()};
+}
+
+/// A float32 dot product in a few running sums, as vector code computes it.
+double dot(const float* x, const float* y, std::int64_t n) {
+  constexpr std::int64_t lanes = 8;
+  float sum[lanes] = {};
+  std::int64_t t = 0;
+  for (; t + lanes <= n; t += lanes)
+    for (std::int64_t lane = 0; lane < lanes; ++lane) sum[lane] += x[t + lane] * y[t + lane];
+  for (; t < n; ++t) sum[0] += x[t] * y[t];
+  float total = 0;
+  for (const float one : sum) total += one;
+  return static_cast<double>(total);
+}
+
+/// y += a x
+void add_scaled(float* y, float a, const float* x, std::int64_t n) {
+  for (std::int64_t t = 0; t < n; ++t) y[t] += a * x[t];
+}
+
+/// Every operation's result is rounded to the tensors' format, as a framework stores it. Under fp8
+/// inputs only the operands of products (P, dS) are fp8; scores would not fit.
 class Plain {
  public:
-  explicit Plain(const Problem& problem)
-      : stored_(problem.dtype), result_(problem.output_dtype()) {}
+  explicit Plain(const Case& problem_case)
+      : params_(problem_case.params()),
+        operand_(problem_case.problem().dtype),
+        stored_(problem_case.problem().output_dtype()) {}
 
   double stored(double x) const { return rounded_to(stored_, x); }
-  double result(double x) const { return rounded_to(result_, x); }
+  float operand(double x) const { return static_cast<float>(rounded_to(operand_, x)); }
 
-  double dot(const double* x, const double* y, std::int64_t n) const {
-    float sum = 0;
-    for (std::int64_t t = 0; t < n; ++t) sum += static_cast<float>(x[t]) * static_cast<float>(y[t]);
-    return stored(static_cast<double>(sum));
+  /// The finished score in float32; `scaled` says that k had the scale multiplied in already.
+  float score(const float* q, const float* k, std::int64_t d, bool scaled, double added) const {
+    const double product = stored(dot(q, k, d));
+    const auto raw = static_cast<float>(scaled ? product : stored(params_.softmax_scale * product));
+    const auto cap = static_cast<float>(params_.softcap), bias = static_cast<float>(added);
+    float finished = raw + bias;
+    if (params_.softcap != 0)
+      finished = params_.conventions.score_order == ScoreOrder::softcap_bias_mask
+                     ? cap * std::tanh(raw / cap) + bias
+                     : cap * std::tanh((raw + bias) / cap);
+    return static_cast<float>(stored(static_cast<double>(finished)));
   }
-  /// The same with y scaled, and rounded, before the product.
-  double dot_scaled(const double* x, const double* y, double scale, std::int64_t n) const {
-    float sum = 0;
-    for (std::int64_t t = 0; t < n; ++t)
-      sum += static_cast<float>(x[t]) * static_cast<float>(stored(scale * y[t]));
-    return stored(static_cast<double>(sum));
+
+  /// Largest difference between `factor` times the float32 sums, as stored, and the exact values.
+  double error(const std::vector<float>& sums, double factor,
+               const std::vector<double>& exact) const {
+    double largest = 0;
+    for (std::size_t t = 0; t < exact.size(); ++t)
+      largest = std::max(
+          largest, std::abs(rounded_to(stored_, factor * static_cast<double>(sums[t])) - exact[t]));
+    return largest;
   }
 
  private:
-  DType stored_, result_;
+  const AttentionParams& params_;
+  DType operand_, stored_;
 };
-
-double score(const Plain& plain, const AttentionParams& params, double raw, double added) {
-  return plain.stored(finished_score(params, raw, added));
-}
 
 }  // namespace
 
@@ -46,62 +77,70 @@ double naive_tolerance(DType dtype, double value) {
   return 2 * std::abs(there_and_back - x);
 }
 
-NaiveRowError naive_row(const Case& problem_case, const KeyValueHead& head, const Row& row,
-                        const RowGradient* gradient, std::int64_t query_head, std::int64_t i) {
+PlainHead plain_head(const Case& problem_case, const KeyValueHead& head) {
+  const Plain plain(problem_case);
+  PlainHead result{as_floats(head.k), {}, as_floats(head.v)};
+  result.k_scaled.reserve(head.k.size());
+  for (const double x : head.k)
+    result.k_scaled.push_back(
+        static_cast<float>(plain.stored(problem_case.params().softmax_scale * x)));
+  return result;
+}
+
+NaiveRowError naive_row(const Case& problem_case, const KeyValueHead& head,
+                        const PlainHead& plain_kv, const Row& row, const RowGradient* gradient,
+                        std::int64_t query_head, std::int64_t i) {
   const Problem& problem = problem_case.problem();
   const AttentionParams& params = problem_case.params();
+  const AttentionTensors& tensors = problem_case.tensors();
   const std::int64_t d = problem.head_dim, dv = problem.head_dim_v;
-  const Plain plain(problem);
-  const std::vector<double> q =
-      problem_case.row(problem_case.tensors().q, Side::query, head.b, i, query_head);
-  std::vector<double> dout;
-  if (gradient != nullptr)
-    dout = problem_case.row(problem_case.tensors().dout, Side::query, head.b, i, query_head);
+  const Plain plain(problem_case);
+  const auto read = [&](const TensorView& tensor) {
+    return as_floats(problem_case.row(tensor, Side::query, head.b, i, query_head));
+  };
+  const std::vector<float> q = read(tensors.q);
+  const std::vector<float> dout = gradient != nullptr ? read(tensors.dout) : std::vector<float>{};
 
   NaiveRowError error;
   const std::size_t n_keys = row.keys.size();
-  for (const bool reversed : {false, true}) {
-    const auto at = [&](std::size_t n) { return reversed ? n_keys - 1 - n : n; };
+  for (const bool second_order : {false, true}) {
+    const auto key = [&](std::size_t n) { return row.keys[second_order ? n_keys - 1 - n : n]; };
+    const std::vector<float>& k = second_order ? plain_kv.k_scaled : plain_kv.k;
     std::vector<float> p(n_keys);
     float max = -INFINITY, sum = 0;
     for (std::size_t n = 0; n < n_keys; ++n) {
-      const std::int64_t j = row.keys[at(n)];
-      const double raw =
-          reversed ? plain.dot_scaled(q.data(), &head.k[j * d], params.softmax_scale, d)
-                   : plain.stored(params.softmax_scale * plain.dot(q.data(), &head.k[j * d], d));
-      const double added = problem_case.added(head.b, query_head, i, j);
-      p[n] = static_cast<float>(score(plain, params, raw, added));
+      const double added = problem_case.added(head.b, query_head, i, key(n));
+      p[n] = plain.score(q.data(), &k[key(n) * d], d, second_order, added);
       max = std::max(max, p[n]);
     }
     for (float& x : p) sum += x = std::exp(x - max);
-    for (float& x : p) x = static_cast<float>(plain.stored(static_cast<double>(x / sum)));
+    for (float& x : p) x = plain.operand(static_cast<double>(x / sum));
 
     std::vector<float> o(static_cast<std::size_t>(dv));
     for (std::size_t n = 0; n < n_keys; ++n)
-      for (std::int64_t t = 0; t < dv; ++t)
-        o[t] += p[n] * static_cast<float>(head.v[row.keys[at(n)] * dv + t]);
-    for (std::int64_t t = 0; t < dv; ++t)
-      error.o = std::max(error.o, std::abs(plain.result(static_cast<double>(o[t])) - row.o[t]));
+      add_scaled(o.data(), p[n], &plain_kv.v[key(n) * dv], dv);
+    error.o = std::max(error.o, plain.error(o, 1, row.o));
     if (gradient == nullptr) continue;
 
     std::vector<float> dp(n_keys), dq(static_cast<std::size_t>(d));
     float delta = 0;
     for (std::size_t n = 0; n < n_keys; ++n) {
-      dp[n] = static_cast<float>(plain.dot(dout.data(), &head.v[row.keys[at(n)] * dv], dv));
+      dp[n] = static_cast<float>(plain.stored(dot(dout.data(), &plain_kv.v[key(n) * dv], dv)));
       delta += p[n] * dp[n];
     }
-    for (std::size_t n = 0; n < n_keys; ++n) {
-      const std::int64_t j = row.keys[at(n)];
-      const double slope =
-          softcap_slope(params, row.raw[at(n)], problem_case.added(head.b, query_head, i, j));
-      const auto ds =
-          static_cast<float>(plain.stored(slope * static_cast<double>(p[n] * (dp[n] - delta))));
-      for (std::int64_t t = 0; t < d; ++t) dq[t] += ds * static_cast<float>(head.k[j * d + t]);
+    if (second_order) {
+      delta = 0;
+      for (std::size_t t = 0; t < o.size(); ++t)
+        delta += dout[t] * static_cast<float>(plain.stored(static_cast<double>(o[t])));
     }
-    for (std::int64_t t = 0; t < d; ++t)
-      error.dq = std::max(error.dq,
-                          std::abs(plain.result(params.softmax_scale * static_cast<double>(dq[t])) -
-                                   gradient->dq[t]));
+    for (std::size_t n = 0; n < n_keys; ++n) {
+      const double raw = row.raw[second_order ? n_keys - 1 - n : n];
+      const double slope =
+          softcap_slope(params, raw, problem_case.added(head.b, query_head, i, key(n)));
+      const float ds = plain.operand(slope * static_cast<double>(p[n] * (dp[n] - delta)));
+      add_scaled(dq.data(), ds, &plain_kv.k[key(n) * d], d);
+    }
+    error.dq = std::max(error.dq, plain.error(dq, params.softmax_scale, gradient->dq));
   }
   return error;
 }
@@ -113,38 +152,41 @@ NaiveColumnError naive_column(const Case& problem_case, const std::vector<QueryH
   const AttentionParams& params = problem_case.params();
   const AttentionTensors& tensors = problem_case.tensors();
   const std::int64_t d = problem.head_dim, dv = problem.head_dim_v;
-  const Plain plain(problem);
-  const std::vector<double> k = problem_case.row(tensors.k, Side::key, b, j, kv_head);
-  const std::vector<double> v = problem_case.row(tensors.v, Side::key, b, j, kv_head);
+  const Plain plain(problem_case);
+  const std::vector<double> k_exact = problem_case.row(tensors.k, Side::key, b, j, kv_head);
+  const std::vector<float> v = as_floats(problem_case.row(tensors.v, Side::key, b, j, kv_head));
   NaiveColumnError error;
-  for (const bool reversed : {false, true}) {
+  for (const bool second_order : {false, true}) {
+    std::vector<float> k;
+    for (const double x : k_exact)
+      k.push_back(static_cast<float>(second_order ? plain.stored(params.softmax_scale * x) : x));
     std::vector<float> dk(static_cast<std::size_t>(d)), dv_sum(static_cast<std::size_t>(dv));
+    std::vector<float> q(static_cast<std::size_t>(d)), dout(static_cast<std::size_t>(dv));
     for (const QueryHead& head : group)
       for (std::int64_t n = 0; n < head.seqlen; ++n) {
-        const std::int64_t i = reversed ? head.seqlen - 1 - n : n;
+        const std::int64_t i = second_order ? head.seqlen - 1 - n : n;
         const RowFacts& facts = head.facts[static_cast<std::size_t>(i)];
         if (facts.empty || !problem_case.visible(b, head.h, i, j)) continue;
-        const double* q = &head.q[i * d];
-        const double* dout = &head.dout[i * dv];
+        std::copy_n(&head.q[i * d], d, q.begin());
+        std::copy_n(&head.dout[i * dv], dv, dout.begin());
         const double added = problem_case.added(b, head.h, i, j);
-        const double raw = reversed
-                               ? plain.dot_scaled(q, k.data(), params.softmax_scale, d)
-                               : plain.stored(params.softmax_scale * plain.dot(q, k.data(), d));
-        const double p = plain.stored(std::exp(score(plain, params, raw, added) - facts.lse));
-        const double dp = plain.dot(dout, v.data(), dv);
-        const double ds = plain.stored(p * (dp - facts.d) * softcap_slope(params, raw, added));
-        for (std::int64_t t = 0; t < dv; ++t)
-          dv_sum[t] += static_cast<float>(p) * static_cast<float>(dout[t]);
-        for (std::int64_t t = 0; t < d; ++t)
-          dk[t] += static_cast<float>(ds) * static_cast<float>(q[t]);
+        const float score = plain.score(q.data(), k.data(), d, second_order, added);
+        const float p =
+            plain.operand(static_cast<double>(std::exp(score - static_cast<float>(facts.lse))));
+        const double dp = plain.stored(dot(dout.data(), v.data(), dv));
+        const double slope = params.softcap == 0
+                                 ? 1.0
+                                 : softcap_slope(params,
+                                                 (second_order ? 1.0 : params.softmax_scale) *
+                                                     dot(q.data(), k.data(), d),
+                                                 added);
+        const double delta = second_order ? facts.plain_d : facts.d;
+        const float ds = plain.operand(static_cast<double>(p) * (dp - delta) * slope);
+        add_scaled(dv_sum.data(), p, dout.data(), dv);
+        add_scaled(dk.data(), ds, q.data(), d);
       }
-    for (std::int64_t t = 0; t < d; ++t)
-      error.dk = std::max(
-          error.dk,
-          std::abs(plain.result(params.softmax_scale * static_cast<double>(dk[t])) - column.dk[t]));
-    for (std::int64_t t = 0; t < dv; ++t)
-      error.dv =
-          std::max(error.dv, std::abs(plain.result(static_cast<double>(dv_sum[t])) - column.dv[t]));
+    error.dk = std::max(error.dk, plain.error(dk, params.softmax_scale, column.dk));
+    error.dv = std::max(error.dv, plain.error(dv_sum, 1, column.dv));
   }
   return error;
 }

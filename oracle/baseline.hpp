@@ -12,12 +12,21 @@
 
 namespace tilewise::oracle {
 
+/// A key/value head as plain arithmetic wants it: float32, and the keys a second time with the
+/// scale multiplied in and rounded.
+struct PlainHead {
+  std::vector<float> k, k_scaled;  ///< [seqlen, head_dim]
+  std::vector<float> v;            ///< [seqlen, head_dim_v]
+};
+PlainHead plain_head(const Case& problem_case, const KeyValueHead& head);
+
 /// Largest |naive - exact| of one query row's outputs.
 struct NaiveRowError {
   double o = 0, dq = 0;
 };
-NaiveRowError naive_row(const Case& problem_case, const KeyValueHead& head, const Row& row,
-                        const RowGradient* gradient, std::int64_t query_head, std::int64_t i);
+NaiveRowError naive_row(const Case& problem_case, const KeyValueHead& head, const PlainHead& plain,
+                        const Row& row, const RowGradient* gradient, std::int64_t query_head,
+                        std::int64_t i);
 
 /// Largest |naive - exact| of one key's gradients, the rows' LSE and D taken as exact.
 struct NaiveColumnError {

@@ -120,6 +120,7 @@ ForwardBound bound_forward(const Case& problem_case, const KeyValueHead& head, c
       for (std::int64_t j = 0; j < head.seqlen; ++j) magnitude += std::abs(head.v[j * dv + t]);
       if (problem.conventions.empty_row_output == EmptyRowOutput::mean_v)
         bound.o[t] = recipe.output * std::abs(row.o[t]) + recipe.output_eta +
+                     static_cast<double>(head.seqlen) * subnormal_roundoff(problem.lse_dtype()) +
                      (six_sigma * u + recipe.probability) * magnitude /
                          std::sqrt(static_cast<double>(std::max<std::int64_t>(head.seqlen, 1)));
     }
@@ -158,12 +159,16 @@ ForwardBound bound_forward(const Case& problem_case, const KeyValueHead& head, c
     std::fill(p_sum.begin(), p_sum.end(), 0.0);
     std::fill(s_sum.begin(), s_sum.end(), 0.0);
     double p_along = 0, s_along = 0, p = 0, s = 0;
+    // Alike is not equal: in a group, two neighbours may still round to different sides.
+    const bool apart = group.size() > 1;
     for (std::size_t n : group) {
       const double* v = &head.v[row.keys[n] * dv];
       for (std::size_t t = 0; t < width; ++t) {
         p_sum[t] += row.p[n] * v[t];
         s_sum[t] += row.p[n] * tau[n] * std::abs(v[t] - row.o[t]);
+        if (apart) p_variance[t] += square(row.p[n] * v[t]);
       }
+      if (apart) p_aligned += square(row.p[n] * aligned[n]);
       p_along += row.p[n] * aligned[n];
       s_along += row.p[n] * tau[n] * std::abs(aligned[n] - 1);
       p += row.p[n];
@@ -258,12 +263,16 @@ ForwardBound bound_forward(const Case& problem_case, const KeyValueHead& head, c
 }
 
 RowFacts facts_of(const Row& row, const RowGradient& gradient, const ForwardBound& bound,
-                  const std::vector<double>& dout, const Recipe& recipe) {
+                  const std::vector<double>& dout, const Recipe& recipe, DType stored) {
   RowFacts facts;
   if (row.empty) return facts;
   facts.empty = false;
   facts.lse = row.lse;
   facts.d = gradient.d;
+  float plain_d = 0;
+  for (std::size_t t = 0; t < dout.size(); ++t)
+    plain_d += static_cast<float>(dout[t]) * static_cast<float>(rounded_to(stored, row.o[t]));
+  facts.plain_d = static_cast<double>(plain_d);
   facts.lse_sigma = bound.lse / 6;
   double variance = 0, squares = 0;
   for (std::size_t t = 0; t < dout.size(); ++t) {

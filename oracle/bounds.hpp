@@ -44,11 +44,12 @@ struct RowFacts {
   bool empty = true;
   double lse = 0;        ///< natural logarithm
   double d = 0;          ///< D = dO . o
+  double plain_d = 0;    ///< the same from o as stored, summed in float32: plain arithmetic's
   double lse_sigma = 0;  ///< standard deviation of a kernel's own LSE
   double d_sigma = 0;    ///< and of its D
 };
 RowFacts facts_of(const Row& row, const RowGradient& gradient, const ForwardBound& bound,
-                  const std::vector<double>& dout, const Recipe& recipe);
+                  const std::vector<double>& dout, const Recipe& recipe, DType stored);
 
 std::vector<double> bound_dq(const Case& problem_case, const KeyValueHead& head, const Row& row,
                              const RowGradient& gradient, const RowFacts& facts,

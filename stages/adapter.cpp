@@ -55,8 +55,7 @@ class StageImplementation final : public Implementation {
 
   Support supports(const Problem& problem) const override {
     if (!step_.unavailable.empty()) return Support::no(std::string(step_.unavailable));
-    if (step_.run == nullptr)
-      return Support::no("not written yet: fill in stages/mine/mine.cpp");
+    if (step_.run == nullptr) return Support::no("not written yet: fill in stages/mine/mine.cpp");
     const char* why = reason_against(problem);
     return why == nullptr ? Support::yes() : Support::no(why);
   }

@@ -61,6 +61,7 @@ struct BenchOptions {
 
 struct BugsOptions {
   std::vector<std::string> names;
+  std::string dtype = "f32";
   bool list = false, json = false;
   JudgeOptions judge;
 };

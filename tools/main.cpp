@@ -137,6 +137,10 @@ Commands::Commands() {
             [this] { return bugs_command(bugs); });
   sub->add_option("NAME", bugs.names, "Only these bugs");
   sub->add_flag("--list", bugs.list, "Name them and say what is wrong, without running any");
+  sub->add_option("--dtype", bugs.dtype, "The precision to run them in")
+      ->check(CLI::IsMember({"f64", "f32", "f16", "bf16"}))
+      ->type_name("DTYPE")
+      ->capture_default_str();
   add_judge(sub, bugs.judge);
 }
 

@@ -246,6 +246,19 @@ watch_progress() {
   done
 }
 
+# What to show of a failed step: the output of the tests that failed, or else the log's end.
+excerpt_of() {
+  local failures
+  failures=$(awk '/^ *[0-9]+\/[0-9]+ Test .*\*\*\*/ && !/\*\*\*(Skipped|Not Run)/ { shown = 1; print; next }
+                  /^ *(Start +[0-9]+:|[0-9]+\/[0-9]+ Test )/ || /tests passed,/ { shown = 0 }
+                  shown' "$1")
+  if [ -n "$failures" ]; then
+    head -n 200 <<<"$failures"
+  else
+    tail -n 60 "$1"
+  fi | sed 's/^/  | /'
+}
+
 step() {
   local title=$1 log=build/logs/$2.log began=$SECONDS status=0 watcher
   shift 2
@@ -261,8 +274,8 @@ step() {
   if [ $status -eq 0 ]; then
     printf '%4d s\n' $((SECONDS - began))
   else
-    printf 'FAILED after %d s; the end of %s:\n' $((SECONDS - began)) "$log"
-    tail -n 60 "$log" | sed 's/^/  | /'
+    printf 'FAILED after %d s; from %s:\n' $((SECONDS - began)) "$log"
+    excerpt_of "$log"
   fi
   return $status
 }

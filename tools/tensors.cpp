@@ -29,6 +29,12 @@ void copy_dimension(const TensorView& from, const TensorView& to, int dim, std::
       store(to.dtype, to.at(to_offset), load(from.dtype, from.at(from_offset)));
     return;
   }
+  if (dim == from.ndim - 1 && from.strides[dim] == 1 && to.strides[dim] == 1 &&
+      from.dtype == to.dtype) {
+    std::memcpy(to.at(to_offset), from.at(from_offset),
+                static_cast<std::size_t>(from.shape[dim]) * size_of(to.dtype));
+    return;
+  }
   for (std::int64_t i = 0; i < from.shape[dim]; ++i)
     copy_dimension(from, to, dim + 1, from_offset + i * from.strides[dim],
                    to_offset + i * to.strides[dim]);

@@ -317,7 +317,8 @@ class Comparer {
         for (Tally& one : tally) one.total(problem_.seqlen_q(task.b));
       if (!task.rows.empty()) {
         const auto head = oracle::read_key_value_head(case_, task.b, task.h / problem_.group());
-        for (const std::int64_t i : task.rows) judge_row(head, task.h, i, tally);
+        const oracle::PlainHead plain = oracle::plain_head(case_, head);
+        for (const std::int64_t i : task.rows) judge_row(head, plain, task.h, i, tally);
       }
       advance((backward_ ? 0.4 : 1.0) / static_cast<double>(tasks.size()));
     });
@@ -332,8 +333,8 @@ class Comparer {
     return tallies;
   }
 
-  void judge_row(const oracle::KeyValueHead& head, std::int64_t h, std::int64_t i,
-                 std::vector<Tally>& tallies) {
+  void judge_row(const oracle::KeyValueHead& head, const oracle::PlainHead& plain, std::int64_t h,
+                 std::int64_t i, std::vector<Tally>& tallies) {
     const oracle::Row row = oracle::forward_row(case_, head, h, i);
     const oracle::ForwardBound bound = oracle::bound_forward(case_, head, row, h, i, recipe_);
     const Place place{head.b, h, i, 0};
@@ -351,14 +352,15 @@ class Comparer {
                      &expected, &allowed, 1, 0);
     }
     if (!backward_) {
-      tallies[0].naive(oracle::naive_row(case_, head, row, nullptr, h, i).o);
+      tallies[0].naive(oracle::naive_row(case_, head, plain, row, nullptr, h, i).o);
       return;
     }
     const oracle::RowGradient gradient = oracle::backward_row(case_, head, row, h, i);
     const std::vector<double> dout = case_.row(tensors_.dout, Side::query, head.b, i, h);
-    const oracle::RowFacts facts = oracle::facts_of(row, gradient, bound, dout, recipe_);
+    const oracle::RowFacts facts =
+        oracle::facts_of(row, gradient, bound, dout, recipe_, problem_.output_dtype());
     facts_[head_index(head.b, h)][static_cast<std::size_t>(i)] = facts;
-    const oracle::NaiveRowError naive = oracle::naive_row(case_, head, row, &gradient, h, i);
+    const oracle::NaiveRowError naive = oracle::naive_row(case_, head, plain, row, &gradient, h, i);
     tallies[0].naive(naive.o);
     tallies[2].naive(naive.dq);
     if (tensors_.dq.exists()) {
@@ -393,6 +395,7 @@ class Comparer {
         fact.d += o[t] * dout[t];
         squares += o[t] * o[t] * dout[t] * dout[t];
       }
+      fact.plain_d = fact.d;
       fact.d_sigma = recipe_.output * std::sqrt(squares) +
                      recipe_.accumulate * std::sqrt(static_cast<double>(o.size())) *
                          (std::abs(fact.d) + std::sqrt(squares));

@@ -86,10 +86,16 @@ class Judgement {
       const FaultGuard guard;
       status = call();
     }
+    bool written = false;
     for (const ProblemBuffers::Named& named : buffers_.all())
       if (named.input)
-        if (const std::optional<std::ptrdiff_t> at = named.buffer.first_write())
-          fail(fmt::format("input {} was written to, first at byte {}", named.name, *at));
+        if (const std::optional<std::ptrdiff_t> at = named.buffer.first_write()) {
+          fail(fmt::format("input: {} was written to, first at byte {}", named.name, *at));
+          written = true;
+        }
+    // The oracle is to see the inputs that were given.
+    if (written)
+      static_cast<void>(fill_inputs(problem_, buffers_.tensors(), options_.data_directory).ok());
     if (const std::string broken = buffers_.broken_guard(); !broken.empty())
       fail("guard: " + broken);
     if (!workspace_.guards_intact())

@@ -154,14 +154,7 @@ struct Measurement {
   MemoryReport report;
 };
 
-void run_measured(Measurement& m) {
-  m.call();  // warm-up
-
-  poison_workspace(m.workspace, m.workspace_bytes);
-  const auto entry = reinterpret_cast<std::uintptr_t>(__builtin_frame_address(0));
-  const std::uintptr_t painted = (entry - painter_bytes) / sizeof(Word) * sizeof(Word);
-  paint(m.stack_lowest, painted);
-
+MemoryHooks::Peaks run_counted(const Measurement& m) {
   m.hooks.start();
   try {
     m.call();
@@ -169,7 +162,18 @@ void run_measured(Measurement& m) {
     m.hooks.stop();
     throw;
   }
-  const MemoryHooks::Peaks peaks = m.hooks.stop();
+  return m.hooks.stop();
+}
+
+void run_measured(Measurement& m) {
+  run_counted(m);  // the warm-up is counted too, so that counting itself is warm
+
+  poison_workspace(m.workspace, m.workspace_bytes);
+  const auto entry = reinterpret_cast<std::uintptr_t>(__builtin_frame_address(0));
+  const std::uintptr_t painted = (entry - painter_bytes) / sizeof(Word) * sizeof(Word);
+  paint(m.stack_lowest, painted);
+
+  const MemoryHooks::Peaks peaks = run_counted(m);
 
   const std::uintptr_t deepest = deepest_change(m.stack_lowest, painted);
   m.report.stack = deepest < painted ? static_cast<std::int64_t>(entry - deepest) : 0;

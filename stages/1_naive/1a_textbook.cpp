@@ -22,8 +22,12 @@ using RowMajor = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::Row
 using Rows = Eigen::Map<RowMajor, 0, Eigen::OuterStride<>>;
 using ConstRows = Eigen::Map<const RowMajor, 0, Eigen::OuterStride<>>;
 
-Rows eigen(Matrix m) { return {m.data, m.rows, m.cols, Eigen::OuterStride<>(m.stride)}; }
-ConstRows eigen(ConstMatrix m) { return {m.data, m.rows, m.cols, Eigen::OuterStride<>(m.stride)}; }
+Rows eigen(Matrix m) {
+  return {m.data, m.rows, m.cols, Eigen::OuterStride<>(m.stride)};
+}
+ConstRows eigen(ConstMatrix m) {
+  return {m.data, m.rows, m.cols, Eigen::OuterStride<>(m.stride)};
+}
 
 // [snippet textbook]
 void attend(float softmax_scale, ConstRows Q, ConstRows K, ConstRows V, Rows O) {
@@ -59,8 +63,9 @@ double bytes_moved(const StageArgs& args) {
 
 Step textbook() {
   return {.name = "stage.1a_textbook",
-          .idea = "softmax(Q K^T) V with whole matrices, exactly as the formula says: large scores "
-                  "overflow.",
+          .idea =
+              "softmax(Q K^T) V with whole matrices, exactly as the formula says: large scores "
+              "overflow.",
           .features = {},
           .run = run,
           .bytes_moved = bytes_moved};

@@ -19,8 +19,12 @@ using RowMajor = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::Row
 using Rows = Eigen::Map<RowMajor, 0, Eigen::OuterStride<>>;
 using ConstRows = Eigen::Map<const RowMajor, 0, Eigen::OuterStride<>>;
 
-Rows eigen(Matrix m) { return {m.data, m.rows, m.cols, Eigen::OuterStride<>(m.stride)}; }
-ConstRows eigen(ConstMatrix m) { return {m.data, m.rows, m.cols, Eigen::OuterStride<>(m.stride)}; }
+Rows eigen(Matrix m) {
+  return {m.data, m.rows, m.cols, Eigen::OuterStride<>(m.stride)};
+}
+ConstRows eigen(ConstMatrix m) {
+  return {m.data, m.rows, m.cols, Eigen::OuterStride<>(m.stride)};
+}
 
 // [snippet safe_softmax]
 void attend(float softmax_scale, ConstRows Q, ConstRows K, ConstRows V, Rows O) {
@@ -52,8 +56,9 @@ double bytes_moved(const StageArgs& args) {
 
 Step safe_softmax() {
   return {.name = "stage.1b_safe_softmax",
-          .idea = "Subtract each row's maximum before exp: the same quotient, and nothing "
-                  "overflows.",
+          .idea =
+              "Subtract each row's maximum before exp: the same quotient, and nothing "
+              "overflows.",
           .features = {},
           .run = run,
           .bytes_moved = bytes_moved};

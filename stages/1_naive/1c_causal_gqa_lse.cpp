@@ -23,8 +23,12 @@ using RowMajor = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::Row
 using Rows = Eigen::Map<RowMajor, 0, Eigen::OuterStride<>>;
 using ConstRows = Eigen::Map<const RowMajor, 0, Eigen::OuterStride<>>;
 
-Rows eigen(Matrix m) { return {m.data, m.rows, m.cols, Eigen::OuterStride<>(m.stride)}; }
-ConstRows eigen(ConstMatrix m) { return {m.data, m.rows, m.cols, Eigen::OuterStride<>(m.stride)}; }
+Rows eigen(Matrix m) {
+  return {m.data, m.rows, m.cols, Eigen::OuterStride<>(m.stride)};
+}
+ConstRows eigen(ConstMatrix m) {
+  return {m.data, m.rows, m.cols, Eigen::OuterStride<>(m.stride)};
+}
 
 // [snippet softmax_rows]
 /// P = softmax of the visible part of each row of S, zero elsewhere; and the rows' LSE.
@@ -73,8 +77,9 @@ double bytes_moved(const StageArgs& args) {
 
 Step causal_gqa_lse() {
   return {.name = "stage.1c_causal_gqa_lse",
-          .idea = "Causal mask, shared key heads, rows without keys, and the log-sum-exp of each "
-                  "row.",
+          .idea =
+              "Causal mask, shared key heads, rows without keys, and the log-sum-exp of each "
+              "row.",
           .features = {.causal = true, .grouped_heads = true, .lse = true},
           .run = run,
           .bytes_moved = bytes_moved};

@@ -26,8 +26,12 @@ using RowMajor = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::Row
 using Rows = Eigen::Map<RowMajor, 0, Eigen::OuterStride<>>;
 using ConstRows = Eigen::Map<const RowMajor, 0, Eigen::OuterStride<>>;
 
-Rows eigen(Matrix m) { return {m.data, m.rows, m.cols, Eigen::OuterStride<>(m.stride)}; }
-ConstRows eigen(ConstMatrix m) { return {m.data, m.rows, m.cols, Eigen::OuterStride<>(m.stride)}; }
+Rows eigen(Matrix m) {
+  return {m.data, m.rows, m.cols, Eigen::OuterStride<>(m.stride)};
+}
+ConstRows eigen(ConstMatrix m) {
+  return {m.data, m.rows, m.cols, Eigen::OuterStride<>(m.stride)};
+}
 
 RowMajor softmax_rows(const StageArgs& args, const RowMajor& S, float* lse) {  // as in 1c
   RowMajor P = RowMajor::Zero(S.rows(), S.cols());

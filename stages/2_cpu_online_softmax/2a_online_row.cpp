@@ -81,8 +81,9 @@ double bytes_moved(const StageArgs& args) {
 
 Step online_row() {
   return {.name = "stage.2a_online_row",
-          .idea = "One key at a time with a running maximum, sum and output: no matrix is ever "
-                  "stored.",
+          .idea =
+              "One key at a time with a running maximum, sum and output: no matrix is ever "
+              "stored.",
           .features = {.causal = true, .grouped_heads = true, .lse = true},
           .run = run,
           .bytes_moved = bytes_moved};

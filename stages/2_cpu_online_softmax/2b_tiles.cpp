@@ -119,8 +119,9 @@ double bytes_moved(const StageArgs& args) {
 
 Step tiles() {
   return {.name = "stage.2b_tiles",
-          .idea = "Br queries share each tile of Bc keys, so K and V cross from slow memory Br "
-                  "times less often.",
+          .idea =
+              "Br queries share each tile of Bc keys, so K and V cross from slow memory Br "
+              "times less often.",
           .features = {.causal = true, .grouped_heads = true, .lse = true},
           .run = run,
           .bytes_moved = bytes_moved};

@@ -62,8 +62,7 @@ void online_softmax(std::int64_t tile_keys, std::int64_t head_dim_v, bool masked
 
     const Floats m_old = simd::load<Floats>(&block.m[x]);
     Floats m = m_old;
-    for (std::int64_t j = 0; j < tile_keys; ++j)
-      m = simd::max(m, simd::load<Floats>(pt + j * Br));
+    for (std::int64_t j = 0; j < tile_keys; ++j) m = simd::max(m, simd::load<Floats>(pt + j * Br));
 
     // A row that has seen no key yet has m = -inf, and -inf - -inf is NaN: subtract 0 there.
     const Floats shift = simd::select(m == Floats(minus_infinity), Floats(0.0f), m);
@@ -98,8 +97,8 @@ void attend_block(const StageArgs& args, std::int64_t b, std::int64_t h, std::in
   std::fill_n(block.m.data(), Br, minus_infinity);
   std::fill_n(block.l.data(), Br, 0.0f);
 
-  const std::int64_t every_row = args.keys_of_row(i0);              // keys that all rows see
-  const std::int64_t some_row = args.keys_of_row(i0 + rows - 1);    // keys that the last row sees
+  const std::int64_t every_row = args.keys_of_row(i0);            // keys that all rows see
+  const std::int64_t some_row = args.keys_of_row(i0 + rows - 1);  // keys that the last row sees
   for (std::int64_t j0 = 0; j0 < some_row; j0 += Bc) {
     const std::int64_t n = std::min(Bc, some_row - j0);
     simd::tile_product<Into::replace>(n, Br, Q.cols, Broadcast{K.row(j0), K.stride, 1},
@@ -109,8 +108,8 @@ void attend_block(const StageArgs& args, std::int64_t b, std::int64_t h, std::in
       for (std::int64_t r = 0; r < Br; ++r)
         block.keys[r] = static_cast<float>(args.keys_of_row(std::min(i0 + r, i0 + rows - 1)) - j0);
     online_softmax(n, V.cols, masked, block);
-    simd::tile_product<Into::add>(V.cols, Br, n, Broadcast{V.row(j0), 1, V.stride},
-                                  block.Pt.data(), Br, block.Ot.data(), Br);
+    simd::tile_product<Into::add>(V.cols, Br, n, Broadcast{V.row(j0), 1, V.stride}, block.Pt.data(),
+                                  Br, block.Ot.data(), Br);
   }
 
   for (std::int64_t r = 0; r < rows; ++r) {
@@ -144,8 +143,9 @@ double bytes_moved(const StageArgs& args) {
 
 Step simd_lanes() {
   return {.name = "stage.2c_simd",
-          .idea = "The lanes of a register are queries: the softmax of many rows at once, both "
-                  "products on registers.",
+          .idea =
+              "The lanes of a register are queries: the softmax of many rows at once, both "
+              "products on registers.",
           .features = {.causal = true, .grouped_heads = true, .lse = true},
           .run = run,
           .bytes_moved = bytes_moved};

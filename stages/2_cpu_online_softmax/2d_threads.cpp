@@ -41,28 +41,35 @@ struct Tiles {
   simd::Buffer Qt, Pt, Ot, m, l, keys;
 };
 
-void online_softmax(std::int64_t n, std::int64_t head_dim_v, bool masked, Tiles& tiles) {
-  for (std::int64_t x = 0; x < Br; x += lanes) {
-    const auto scores = [&](std::int64_t j) {
-      const Floats s = simd::load<Floats>(&tiles.Pt[j * Br + x]);
-      if (!masked) return s;
+/// -inf for the keys that a row may not see.
+void mask(std::int64_t n, Tiles& tiles) {
+  for (std::int64_t j = 0; j < n; ++j)
+    for (std::int64_t x = 0; x < Br; x += lanes) {
+      float* s = &tiles.Pt[j * Br + x];
       const auto visible = Floats(static_cast<float>(j)) < simd::load<Floats>(&tiles.keys[x]);
-      return simd::select(visible, s, Floats(minus_infinity));
-    };
+      simd::store(s, simd::select(visible, simd::load<Floats>(s), Floats(minus_infinity)));
+    }
+}
+
+void online_softmax(std::int64_t n, std::int64_t head_dim_v, Tiles& tiles) {
+  for (std::int64_t x = 0; x < Br; x += lanes) {
+    float* pt = &tiles.Pt[x];
     const Floats m_old = simd::load<Floats>(&tiles.m[x]);
     Floats m = m_old, sum(0.0f);
-    for (std::int64_t j = 0; j < n; ++j) m = simd::max(m, scores(j));
+    for (std::int64_t j = 0; j < n; ++j) m = simd::max(m, simd::load<Floats>(pt + j * Br));
     const Floats shift = simd::select(m == Floats(minus_infinity), Floats(0.0f), m);
     const Floats alpha = simd::exp(m_old - shift);
     for (std::int64_t j = 0; j < n; ++j) {
-      const Floats p = simd::exp(scores(j) - shift);
-      simd::store(&tiles.Pt[j * Br + x], p);
+      const Floats p = simd::exp(simd::load<Floats>(pt + j * Br) - shift);
+      simd::store(pt + j * Br, p);
       sum = sum + p;
     }
     simd::store(&tiles.m[x], m);
     simd::store(&tiles.l[x], simd::fma(alpha, simd::load<Floats>(&tiles.l[x]), sum));
-    for (std::int64_t c = 0; c < head_dim_v; ++c)
-      simd::store(&tiles.Ot[c * Br + x], alpha * simd::load<Floats>(&tiles.Ot[c * Br + x]));
+    for (std::int64_t c = 0; c < head_dim_v; ++c) {
+      float* ot = &tiles.Ot[c * Br + x];
+      simd::store(ot, alpha * simd::load<Floats>(ot));
+    }
   }
 }
 
@@ -83,11 +90,14 @@ void attend_block(const StageArgs& args, std::int64_t b, std::int64_t h, std::in
     const std::int64_t n = std::min(Bc, keys - j0);
     simd::tile_product<Into::replace>(n, Br, Q.cols, Broadcast{K.row(j0), K.stride, 1},
                                       tiles.Qt.data(), Br, tiles.Pt.data(), Br);
-    for (std::int64_t r = 0; r < Br; ++r)
-      tiles.keys[r] = static_cast<float>(args.keys_of_row(std::min(i0 + r, last_row)) - j0);
-    online_softmax(n, V.cols, j0 + n > args.keys_of_row(i0), tiles);
-    simd::tile_product<Into::add>(V.cols, Br, n, Broadcast{V.row(j0), 1, V.stride},
-                                  tiles.Pt.data(), Br, tiles.Ot.data(), Br);
+    if (j0 + n > args.keys_of_row(i0)) {  // the diagonal crosses this tile
+      for (std::int64_t r = 0; r < Br; ++r)
+        tiles.keys[r] = static_cast<float>(args.keys_of_row(std::min(i0 + r, last_row)) - j0);
+      mask(n, tiles);
+    }
+    online_softmax(n, V.cols, tiles);
+    simd::tile_product<Into::add>(V.cols, Br, n, Broadcast{V.row(j0), 1, V.stride}, tiles.Pt.data(),
+                                  Br, tiles.Ot.data(), Br);
   }
   for (std::int64_t r = 0; r < rows; ++r) {
     const bool empty = args.keys_of_row(i0 + r) == 0;

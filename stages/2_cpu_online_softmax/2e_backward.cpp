@@ -37,13 +37,24 @@ using simd::lanes;
 constexpr std::int64_t Br = 64, Bc = 64;
 constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 
-std::int64_t padded(std::int64_t width) { return (width + lanes - 1) / lanes * lanes; }
+std::int64_t padded(std::int64_t width) {
+  return (width + lanes - 1) / lanes * lanes;
+}
 
 /// Tiles of one key block against one query block; the key index, or d, fastest.
 struct Tiles {
   Tiles(std::int64_t d, std::int64_t dv)
-      : Kt(d * Bc), Vt(dv * Bc), K(Bc * padded(d)), V(Bc * padded(dv)), P(Br * Bc), dS(Br * Bc),
-        dKt(d * Bc), dVt(dv * Bc), row(Br * std::max(padded(d), padded(dv))), m(Br), l(Br) {}
+      : Kt(d * Bc),
+        Vt(dv * Bc),
+        K(Bc * padded(d)),
+        V(Bc * padded(dv)),
+        P(Br * Bc),
+        dS(Br * Bc),
+        dKt(d * Bc),
+        dVt(dv * Bc),
+        row(Br * std::max(padded(d), padded(dv))),
+        m(Br),
+        l(Br) {}
 
   simd::Buffer Kt, Vt;    ///< [d][Bc]
   simd::Buffer K, V;      ///< [Bc][padded d]
@@ -53,12 +64,16 @@ struct Tiles {
   simd::Buffer m, l;      ///< [Br], forward
 };
 
-/// A block of up to Bc rows, as it is and transposed; zeros where there is no row.
-void pack(ConstMatrix from, std::int64_t j0, simd::Buffer& as_is, simd::Buffer& transposed) {
+/// Rows j0..j0 + Bc, zeros past the last: as they are, or transposed.
+void pack(ConstMatrix from, std::int64_t j0, simd::Buffer& to) {
   const std::int64_t width = padded(from.cols);
   for (std::int64_t j = 0; j < Bc; ++j)
     for (std::int64_t c = 0; c < from.cols; ++c)
-      transposed[c * Bc + j] = as_is[j * width + c] = j0 + j < from.rows ? from(j0 + j, c) : 0;
+      to[j * width + c] = j0 + j < from.rows ? from(j0 + j, c) : 0;
+}
+void pack_transposed(ConstMatrix from, std::int64_t j0, simd::Buffer& to) {
+  for (std::int64_t c = 0; c < from.cols; ++c)
+    for (std::int64_t j = 0; j < Bc; ++j) to[c * Bc + j] = j0 + j < from.rows ? from(j0 + j, c) : 0;
 }
 
 /// S = scale Q_i K_j^T, -inf where row i0 + r may not see key j0 + j.
@@ -82,15 +97,17 @@ void forward_block(const StageArgs& args, std::int64_t b, std::int64_t h, std::i
   std::fill_n(t.l.data(), Br, 0.0f);
   const std::int64_t keys = args.keys_of_row(i0 + rows - 1);
   for (std::int64_t j0 = 0; j0 < keys; j0 += Bc) {
-    pack(K, j0, t.K, t.Kt);
-    pack(V, j0, t.V, t.Vt);
+    pack_transposed(K, j0, t.Kt);
+    pack(V, j0, t.V);
     scores(args, Q, i0, rows, j0, t);
     for (std::int64_t r = 0; r < rows; ++r) {
       float* p = &t.P[r * Bc];
-      const float m = std::max(t.m[r], *std::max_element(p, p + Bc));
+      Floats most(t.m[r]), sum(0.0f);
+      for (std::int64_t j = 0; j < Bc; j += lanes)
+        most = simd::max(most, simd::load<Floats>(p + j));
+      const float m = simd::reduce_max(most);
       const float shift = m == minus_infinity ? 0 : m;
       const float alpha = std::exp(t.m[r] - shift);
-      Floats sum(0.0f);
       for (std::int64_t j = 0; j < Bc; j += lanes) {
         const Floats e = simd::exp(simd::load<Floats>(p + j) - Floats(shift));
         simd::store(p + j, e);
@@ -131,8 +148,8 @@ void backward_tile(const StageArgs& args, std::int64_t b, std::int64_t h, std::i
       simd::store(&t.dS[x], scale * p * (simd::load<Floats>(&t.dS[x]) - d));  // with dS's scale
     }
   }
-  simd::tile_product<Into::add>(dO.cols, Bc, rows, Broadcast{dO.row(i0), 1, dO.stride},
-                                t.P.data(), Bc, t.dVt.data(), Bc);
+  simd::tile_product<Into::add>(dO.cols, Bc, rows, Broadcast{dO.row(i0), 1, dO.stride}, t.P.data(),
+                                Bc, t.dVt.data(), Bc);
   simd::tile_product<Into::add>(Q.cols, Bc, rows, Broadcast{Q.row(i0), 1, Q.stride}, t.dS.data(),
                                 Bc, t.dKt.data(), Bc);
   simd::tile_product<Into::replace>(rows, width, Bc, Broadcast{t.dS.data(), Bc, 1}, t.K.data(),
@@ -141,3 +158,80 @@ void backward_tile(const StageArgs& args, std::int64_t b, std::int64_t h, std::i
     for (std::int64_t c = 0; c < Q.cols; ++c) dQ(i0 + r, c) += t.row[r * width + c];
 }
 // [end tile]
+
+// [snippet key_blocks]
+/// dK and dV of one key/value head, and dQ of the query heads that read it.
+void backward_head(const StageArgs& args, std::int64_t b, std::int64_t kv, Tiles& t) {
+  const std::int64_t group = args.nheads_q / args.nheads_k, first_head = kv * group;
+  simd::Buffer D(group * args.seqlen_q);
+  for (std::int64_t g = 0; g < group; ++g)
+    for (std::int64_t i = 0; i < args.seqlen_q; ++i) {
+      float sum = 0;
+      for (std::int64_t c = 0; c < args.head_dim_v; ++c)
+        sum += args.dout(b, first_head + g)(i, c) * args.o(b, first_head + g)(i, c);
+      D[g * args.seqlen_q + i] = sum;
+      std::fill_n(args.dq(b, first_head + g).row(i), args.head_dim, 0.0f);
+    }
+
+  const ConstMatrix K = args.k(b, kv), V = args.v(b, kv);
+  for (std::int64_t j0 = 0; j0 < args.seqlen_k; j0 += Bc) {
+    pack(K, j0, t.K);
+    pack_transposed(K, j0, t.Kt);
+    pack_transposed(V, j0, t.Vt);
+    std::fill_n(t.dKt.data(), K.cols * Bc, 0.0f);
+    std::fill_n(t.dVt.data(), V.cols * Bc, 0.0f);
+    for (std::int64_t g = 0; g < group; ++g)
+      for (std::int64_t i0 = 0; i0 < args.seqlen_q; i0 += Br) {
+        const std::int64_t last_row = std::min(i0 + Br, args.seqlen_q) - 1;
+        if (args.keys_of_row(last_row) <= j0) continue;  // above the diagonal
+        backward_tile(args, b, first_head + g, i0, j0, D.data() + g * args.seqlen_q, t);
+      }
+    for (std::int64_t j = 0; j < std::min(Bc, K.rows - j0); ++j) {
+      for (std::int64_t c = 0; c < K.cols; ++c) args.dk(b, kv)(j0 + j, c) = t.dKt[c * Bc + j];
+      for (std::int64_t c = 0; c < V.cols; ++c) args.dv(b, kv)(j0 + j, c) = t.dVt[c * Bc + j];
+    }
+  }
+}
+// [end key_blocks]
+
+void run(const StageArgs& args) {
+  Tiles tiles(args.head_dim, args.head_dim_v);
+  for (std::int64_t b = 0; b < args.batch; ++b) {
+    for (std::int64_t h = 0; h < args.nheads_q; ++h)
+      for (std::int64_t i0 = 0; i0 < args.seqlen_q; i0 += Br) forward_block(args, b, h, i0, tiles);
+    if (args.backward)
+      for (std::int64_t kv = 0; kv < args.nheads_k; ++kv) backward_head(args, b, kv, tiles);
+  }
+}
+
+// Forward as 2b. Backward (Dao et al. 2022, Theorem 5): O and dO once for D, dQ zeroed; K, V, dK,
+// dV once a key head; and for every tile that the mask leaves, its Q, dO, LSE, D, and dQ both ways.
+double bytes_moved(const StageArgs& args) {
+  const double d = static_cast<double>(args.head_dim), dv = static_cast<double>(args.head_dim_v);
+  const double sq = static_cast<double>(args.seqlen_q), sk = static_cast<double>(args.seqlen_k);
+  const double heads_q = static_cast<double>(args.batch * args.nheads_q);
+  const double heads_k = static_cast<double>(args.batch * args.nheads_k);
+  double forward = sq * (d + dv + 1), backward = sq * (2 * dv + 1 + d);
+  for (std::int64_t i0 = 0; i0 < args.seqlen_q; i0 += Br) {
+    const std::int64_t end = std::min(i0 + Br, args.seqlen_q), keys = args.keys_of_row(end - 1);
+    forward += static_cast<double>(keys) * (d + dv);
+    const std::int64_t tiles = (keys + Bc - 1) / Bc;
+    backward += static_cast<double>(tiles * (end - i0)) * (3 * d + dv + 2);
+  }
+  if (!args.backward) return 4 * heads_q * forward;
+  return 4 * (heads_q * (forward + backward) + heads_k * 2 * sk * (d + dv));
+}
+
+}  // namespace
+
+Step flash_backward() {
+  return {.name = "stage.2e_backward",
+          .idea =
+              "Keep O and LSE, throw P away, and build it again tile by tile for the "
+              "gradients.",
+          .features = {.causal = true, .grouped_heads = true, .lse = true, .backward = true},
+          .run = run,
+          .bytes_moved = bytes_moved};
+}
+
+}  // namespace tilewise::stages

@@ -13,7 +13,8 @@
 //            Matrix O = args.o(b, h);
 //            for (std::int64_t i = 0; i < Q.rows; ++i) {
 //              const std::int64_t keys = args.keys_of_row(i);  // the causal mask is in here
-//              // scores: args.softmax_scale times the dot product of Q.row(i) and K.row(j), j < keys
+//              // scores: args.softmax_scale times the dot product of Q.row(i) and K.row(j), j <
+//              keys
 //              // softmax, then O(i, c) = the weighted sum of V(j, c); keys == 0 gives O = 0
 //              // args.lse(b, h)[i] = log of the sum of exp(score); keys == 0 gives -inf
 //            }

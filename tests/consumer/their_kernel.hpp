@@ -16,12 +16,13 @@ struct Shape {
 /// stops before that key. Anything else is a bug to be found.
 inline void their_attention(const float* q, const float* k, const float* v, float* o, float* lse,
                             Shape shape, float scale, bool causal, int first_future_key = 1) {
-  const auto [batch, seqlen_q, seqlen_k, nheads, head_dim] = shape;
+  const int seqlen_q = shape.seqlen_q, seqlen_k = shape.seqlen_k;
+  const int nheads = shape.nheads, head_dim = shape.head_dim;
   const auto row = [&](auto* data, int seqlen, int b, int i, int h) {
     return data + ((static_cast<std::ptrdiff_t>(b) * seqlen + i) * nheads + h) * head_dim;
   };
   std::vector<float> scores(static_cast<std::size_t>(seqlen_k));
-  for (int b = 0; b < batch; ++b) {
+  for (int b = 0; b < shape.batch; ++b) {
     for (int h = 0; h < nheads; ++h) {
       for (int i = 0; i < seqlen_q; ++i) {
         const int past_last = i + seqlen_k - seqlen_q + first_future_key;

@@ -1,0 +1,329 @@
+// `tilewise tour`: everything that this machine can run, judged on two kinds of tensors, timed
+// beside the machine's ceiling, its memory measured as the lengths grow; told as a table and a
+// page.
+#include "tools/tour.hpp"
+
+#include "tools/ceiling.hpp"
+#include "tools/commands.hpp"
+#include "tools/common.hpp"
+#include "tools/json.hpp"
+#include "tools/plot.hpp"
+#include "tools/prepared.hpp"
+#include "tools/progress.hpp"
+#include "tools/table.hpp"
+
+#include "oracle/harness/harness.hpp"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <filesystem>
+
+namespace tilewise::tools {
+
+double log_slope(const std::vector<MemoryPoint>& curve, const std::string& vary) {
+  std::vector<std::pair<double, double>> points;
+  for (const MemoryPoint& point : curve)
+    if (point.vary == vary)
+      points.emplace_back(std::log(static_cast<double>(point.n)),
+                          std::log(static_cast<double>(std::max<std::int64_t>(point.bytes, 64))));
+  if (points.size() < 2) return 0;
+  double mean_x = 0, mean_y = 0, covariance = 0, variance = 0;
+  for (const auto& [x, y] : points) {
+    mean_x += x / static_cast<double>(points.size());
+    mean_y += y / static_cast<double>(points.size());
+  }
+  for (const auto& [x, y] : points) {
+    covariance += (x - mean_x) * (y - mean_y);
+    variance += (x - mean_x) * (x - mean_x);
+  }
+  return variance > 0 ? covariance / variance : 0;
+}
+
+namespace {
+using Implementation = harness::Implementation;
+using harness::State;
+
+/// What is run, and how long: a full tour or a quick one.
+struct Plan {
+  const char* normal;  ///< everything behind fwd or bwd
+  const char* real;
+  std::int64_t base;  ///< the length that stays while the other varies
+  std::vector<std::int64_t> lengths;
+  double time_seconds;
+  int repeats;
+};
+
+Plan plan_of(bool quick) {
+  if (quick) return {"s256 h4 d64 seed=1", "s179 h12 d32 fill=real", 256, {256, 512, 1024}, 0.1, 1};
+  return {"s512 h4 d64 seed=1", "b3 s179 h12 d32 fill=real", 256, {256, 512, 1024, 2048}, 0.4, 2};
+}
+
+/// A step that can do both passes is there for the sake of the backward one.
+const char* pass_of(const Implementation& implementation) {
+  return implementation.supports(parse("bwd s64 h2 d32")).ok ? "bwd" : "fwd";
+}
+
+class Guide {
+ public:
+  explicit Guide(const TourOptions& options)
+      : options_(options), plan_(plan_of(options.quick)), table_(implementations()) {}
+
+  Tour run() {
+    const auto start = std::chrono::steady_clock::now();
+    const auto chosen = select(table_, options_.only.empty() ? "all" : options_.only);
+    tour_.quick = options_.quick;
+    tour_.memory_base = plan_.base;
+    tour_.memory_problem =
+        fmt::format("fwd or bwd, b1 h1 d32 f32; a length that does not vary is {}", plan_.base);
+    Progress progress(static_cast<int>(chosen.size()) + 1);
+    progress.begin("measuring this machine");
+    tour_.machine = describe_machine();
+    progress.done(fmt::format("{} GFLOP/s", short_text(tour_.machine.peak_gflops)));
+    for (const Implementation* implementation : chosen) {
+      progress.begin(std::string(implementation->name()));
+      progress.done(visit(*implementation, progress));
+    }
+    tour_.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    return std::move(tour_);
+  }
+
+ private:
+  /// One implementation; answers how it went, in a word or two.
+  std::string visit(const Implementation& implementation, Progress& progress) {
+    const std::string pass = pass_of(implementation);
+    const Problem normal = parse(fmt::format("{} {}", pass, plan_.normal));
+    const Problem real = parse(fmt::format("{} {}", pass, plan_.real));
+    if (const harness::Support support = implementation.supports(normal); !support.ok) {
+      tour_.not_run.push_back(
+          {std::string(implementation.name()), std::string(implementation.idea()), support.reason});
+      return "not run: " + support.reason;
+    }
+    TourRun first = judge(implementation, normal, "normal", progress, 0);
+    measure_memory(implementation, pass, first);
+    progress.within(0.6);
+    judge_features(implementation, first);
+    TourRun second = judge(implementation, real, "real", progress, 0.7);
+    second.memory_curve = first.memory_curve;
+    second.slope_q = first.slope_q;
+    second.slope_k = first.slope_k;
+    second.slope_both = first.slope_both;
+    const bool passed = first.verdict.passed() && second.verdict.passed();
+    tour_.runs.push_back(std::move(first));
+    tour_.runs.push_back(std::move(second));
+    return passed ? "pass" : "FAIL";
+  }
+
+  TourRun judge(const Implementation& implementation, const Problem& problem, const char* tensors,
+                Progress& progress, double progress_start) const {
+    harness::Options options;
+    options.repeats = plan_.repeats;
+    options.measure_memory = true;
+    options.time_seconds = plan_.time_seconds;
+    options.data_directory = options_.data;
+    options.progress = [&](double part) { progress.within(progress_start + part * 0.3); };
+    TourRun run;
+    run.implementation = implementation.name();
+    run.idea = implementation.idea();
+    run.tensors = tensors;
+    const double before = measure_peak_gflops(0, 0.02);
+    run.verdict = harness::check(implementation, problem, options);
+    const double after = measure_peak_gflops(0, 0.02);
+    run.peak_gflops = (before + after) / 2;
+    run.fraction_of_peak = run.verdict.time.gflops() / run.peak_gflops;
+    return run;
+  }
+
+  void measure_memory(const Implementation& implementation, const std::string& pass,
+                      TourRun& run) const {
+    for (const char* vary : {"q", "k", "both"})
+      for (const std::int64_t n : plan_.lengths) {
+        const std::string which = vary;
+        const std::int64_t sq = which == "k" ? plan_.base : n, sk = which == "q" ? plan_.base : n;
+        const Problem problem = parse(fmt::format("{} sq{} sk{} h1 d32", pass, sq, sk));
+        if (!implementation.supports(problem).ok) continue;
+        // Where no length differs from the base, the three curves meet: measured once.
+        const auto known =
+            std::find_if(run.memory_curve.begin(), run.memory_curve.end(),
+                         [&](const MemoryPoint& point) { return n == plan_.base && point.n == n; });
+        if (known != run.memory_curve.end()) {
+          run.memory_curve.push_back({n, which, known->bytes});
+          continue;
+        }
+        const harness::MemoryReport report =
+            Prepared(implementation, problem, options_.data, 0).measure_memory();
+        if (report.measured) run.memory_curve.push_back({n, which, report.total()});
+      }
+    run.slope_q = log_slope(run.memory_curve, "q");
+    run.slope_k = log_slope(run.memory_curve, "k");
+    run.slope_both = log_slope(run.memory_curve, "both");
+  }
+
+  void judge_features(const Implementation& implementation, TourRun& run) const {
+    for (const Feature& feature : features()) {
+      harness::Options options;
+      options.repeats = 1;
+      options.data_directory = options_.data;
+      const harness::Verdict verdict =
+          harness::check(implementation, std::string_view(feature.problem), options);
+      run.features.push_back({std::string(feature.name), std::string(feature.problem),
+                              verdict.state,
+                              verdict.reasons.empty() ? std::string() : verdict.reasons.front()});
+    }
+  }
+
+  const TourOptions& options_;
+  Plan plan_;
+  harness::Table table_;
+  Tour tour_;
+};
+
+// ------------------------------------------------------------------------------------- on the
+// terminal
+
+const harness::OutputReport* worst_output(const harness::Verdict& verdict) {
+  const harness::OutputReport* worst = nullptr;
+  for (const harness::OutputReport& output : verdict.outputs)
+    if (output.present && (worst == nullptr || !(output.max_ratio <= worst->max_ratio)))
+      worst = &output;
+  return worst;
+}
+
+std::string results_text(const Tour& tour) {
+  std::vector<std::vector<std::string>> rows{{"implementation", "pass", "tensors", "verdict",
+                                              "error", "of bound", "memory", "slope q", "k", "both",
+                                              "moved", "time", "GFLOP/s", "of peak"}};
+  for (const TourRun& run : tour.runs) {
+    const harness::Verdict& verdict = run.verdict;
+    const harness::OutputReport* worst = worst_output(verdict);
+    const bool measured = !run.memory_curve.empty();
+    rows.push_back(
+        {run.implementation, verdict.problem.substr(0, 3), run.tensors,
+         std::string(harness::name_of(verdict.state)), worst ? error_text(worst->max_error) : "-",
+         worst ? fmt::format("{:.2f}", worst->max_ratio) : "-",
+         verdict.memory.measured ? bytes_text(static_cast<double>(verdict.memory.total())) : "-",
+         measured ? fmt::format("{:.2f}", run.slope_q) : "-",
+         measured ? fmt::format("{:.2f}", run.slope_k) : "-",
+         measured ? fmt::format("{:.2f}", run.slope_both) : "-",
+         verdict.bytes_moved ? bytes_text(*verdict.bytes_moved) : "-",
+         verdict.time.repetitions > 0 ? seconds_text(verdict.time.median) : "-",
+         verdict.time.repetitions > 0 ? short_text(verdict.time.gflops()) : "-",
+         verdict.time.repetitions > 0 ? fmt::format("{:.1f} %", run.fraction_of_peak * 100) : "-"});
+  }
+  return rows.size() == 1 ? std::string()
+                          : table_text(rows, {false, false, false, false, true, true, true, true,
+                                              true, true, true, true, true, true});
+}
+
+std::string ideas_text(const Tour& tour) {
+  std::string text;
+  for (const TourRun& run : tour.runs)
+    if (run.tensors == "normal") text += fmt::format("  {:<22} {}\n", run.implementation, run.idea);
+  return text.empty() ? text : "The ideas\n" + text;
+}
+
+std::string not_run_text(const Tour& tour) {
+  std::string text;
+  for (const NotRun& row : tour.not_run)
+    text += fmt::format("  {:<22} {}\n", row.implementation, row.why);
+  return text.empty() ? text : "Not run\n" + text;
+}
+
+/// The first step of a chapter that has a memory curve of a forward pass.
+const TourRun* first_of(const Tour& tour, const std::string& prefix) {
+  for (const TourRun& run : tour.runs)
+    if (run.implementation.starts_with(prefix) && !run.memory_curve.empty()) return &run;
+  return nullptr;
+}
+
+/// Naive and online side by side, on the same axes.
+std::string curves_text(const Tour& tour) {
+  const TourRun* naive = first_of(tour, "stage.1");
+  const TourRun* online = first_of(tour, "stage.2");
+  if (naive == nullptr || online == nullptr) return {};
+  const std::string about = fmt::format(
+      "Extra memory of one call as both lengths grow (N queries, N keys): {} has slope {:.2f}, {} "
+      "{:.2f}\n",
+      naive->implementation, naive->slope_both, online->implementation, online->slope_both);
+  double low = 1e30, high = 0;
+  std::string numbers =
+      fmt::format("  {:>6}  {:>24}  {:>24}\n", "N", naive->implementation, online->implementation);
+  Plot plots[2];
+  for (int side = 0; side < 2; ++side) {
+    const TourRun& run = side == 0 ? *naive : *online;
+    plots[side] = {run.implementation, "N", "", 0, 0, {{run.implementation, {}}}};
+    for (const MemoryPoint& point : run.memory_curve) {
+      if (point.vary != "both") continue;
+      const double bytes = static_cast<double>(std::max<std::int64_t>(point.bytes, 64));
+      plots[side].series[0].points.emplace_back(static_cast<double>(point.n), bytes);
+      low = std::min(low, bytes);
+      high = std::max(high, bytes);
+    }
+  }
+  const auto& points = plots[0].series[0].points;
+  for (std::size_t i = 0; i < std::min(points.size(), plots[1].series[0].points.size()); ++i)
+    numbers +=
+        fmt::format("  {:>6.0f}  {:>24}  {:>24}\n", points[i].first, bytes_text(points[i].second),
+                    bytes_text(plots[1].series[0].points[i].second));
+  for (Plot& plot : plots) {
+    plot.y_low = low / 2;
+    plot.y_high = high * 2;
+  }
+  const auto left = plot_text(plots[0], 46, 16), right = plot_text(plots[1], 46, 16);
+  if (!left || !right)
+    return about + numbers + "  (gnuplot is not installed: numbers instead of curves)\n";
+  return about + side_by_side(*left, *right, "    ");
+}
+
+std::string failures_text(const Tour& tour) {
+  std::string text;
+  for (const TourRun& run : tour.runs) {
+    if (!run.verdict.passed()) text += harness::to_text(run.verdict) + "\n\n";
+    for (const TourFeature& feature : run.features)
+      if (feature.state == State::fail || feature.state == State::error)
+        text += fmt::format("{}  {}  {}: {}\n", harness::name_of(feature.state), run.implementation,
+                            feature.problem, feature.why);
+  }
+  return text;
+}
+
+std::string terminal_text(const Tour& tour) {
+  const Machine& machine = tour.machine;
+  std::string text =
+      fmt::format("\n{}, {} cores; measured ceiling {} GFLOP/s (float32, {}), {} GB/s\n\n",
+                  machine.cpu, machine.cores, short_text(machine.peak_gflops), machine.fma,
+                  short_text(machine.bandwidth_gbytes));
+  for (const std::string& part : {results_text(tour), ideas_text(tour), not_run_text(tour),
+                                  curves_text(tour), failures_text(tour)})
+    if (!part.empty()) text += part + "\n";
+  return text;
+}
+}  // namespace
+
+int tour_command(const TourOptions& options) {
+  const std::filesystem::path out(options.out);
+  make_directory(out);
+  const Tour tour = Guide(options).run();
+  write_text(out / "report.html", report_html(tour));
+  const std::string json = tour_json(tour);
+  write_text(out / "tour.json", json);
+  if (options.json)
+    print(json);
+  else
+    print(terminal_text(tour) + fmt::format("{:.1f} s. The report: {}\nThe numbers: {}\n",
+                                            tour.seconds, (out / "report.html").string(),
+                                            (out / "tour.json").string()));
+  for (const TourRun& run : tour.runs) {
+    if (run.verdict.state == State::error)
+      throw BadInput(fmt::format("{} could not be judged: {}", run.implementation,
+                                 run.verdict.reasons.empty() ? "" : run.verdict.reasons.front()));
+    if (!run.verdict.passed()) return exit_fail;
+    for (const TourFeature& feature : run.features)
+      if (feature.state == State::fail) return exit_fail;
+  }
+  return exit_pass;
+}
+
+}  // namespace tilewise::tools
