@@ -35,6 +35,13 @@ if(TILEWISE_TOOLS OR TILEWISE_TESTS)
     URL https://gitlab.com/libeigen/eigen/-/archive/3.4.0/eigen-3.4.0.tar.gz)
   tilewise_dependency(xsimd HINT libxsimd-dev
     URL https://github.com/xtensor-stack/xsimd/archive/refs/tags/8.1.0.tar.gz)
+  # Debian's package names xtl, for complex numbers, without bringing it: xsimd is headers alone.
+  if(NOT TARGET xtl)
+    get_target_property(xsimd_libraries xsimd INTERFACE_LINK_LIBRARIES)
+    if(xsimd_libraries STREQUAL "xtl")
+      set_target_properties(xsimd PROPERTIES INTERFACE_LINK_LIBRARIES "")
+    endif()
+  endif()
   tilewise_dependency(CLI11 HINT libcli11-dev
     URL https://github.com/CLIUtils/CLI11/archive/refs/tags/v2.1.2.tar.gz)
   if(TILEWISE_OPENMP)

@@ -54,6 +54,15 @@ class Plain {
     return static_cast<float>(stored(static_cast<double>(finished)));
   }
 
+  /// The softcap's derivative in float32, `raw` being the scaled product.
+  float slope(double raw, double added) const {
+    if (params_.softcap == 0) return 1;
+    const bool bias_inside = params_.conventions.score_order == ScoreOrder::bias_softcap_mask;
+    const auto t =
+        std::tanh(static_cast<float>((bias_inside ? raw + added : raw) / params_.softcap));
+    return 1 - t * t;
+  }
+
   /// Largest difference between `factor` times the float32 sums, as stored, and the exact values.
   double error(const std::vector<float>& sums, double factor,
                const std::vector<double>& exact) const {
@@ -174,12 +183,9 @@ NaiveColumnError naive_column(const Case& problem_case, const std::vector<QueryH
         const float p =
             plain.operand(static_cast<double>(std::exp(score - static_cast<float>(facts.lse))));
         const double dp = plain.stored(dot(dout.data(), v.data(), dv));
-        const double slope = params.softcap == 0
-                                 ? 1.0
-                                 : softcap_slope(params,
-                                                 (second_order ? 1.0 : params.softmax_scale) *
-                                                     dot(q.data(), k.data(), d),
-                                                 added);
+        const double product = dot(q.data(), k.data(), d);
+        const auto slope = static_cast<double>(
+            plain.slope(second_order ? product : params.softmax_scale * product, added));
         const double delta = second_order ? facts.plain_d : facts.d;
         const float ds = plain.operand(static_cast<double>(p) * (dp - delta) * slope);
         add_scaled(dv_sum.data(), p, dout.data(), dv);

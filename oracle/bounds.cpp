@@ -39,11 +39,16 @@ double dot_sigma(double u, std::int64_t n, double value, double squares) {
   return uniform_sigma * u * std::sqrt(static_cast<double>(n + 2) * (value * value + squares));
 }
 
+/// Standard deviation of the scaled product scale * q . k.
+double raw_sigma(const AttentionParams& params, double u, std::int64_t head_dim, const Dot& qk) {
+  const double scale = params.softmax_scale;
+  return dot_sigma(u, head_dim, scale * qk.value, square(scale) * qk.squares);
+}
+
 /// Standard deviation of the finished score of one (query, key) pair.
 double score_sigma(const AttentionParams& params, double u, std::int64_t head_dim, const Dot& qk,
                    double raw, double score, double added, double max) {
-  const double scale = params.softmax_scale;
-  double sigma = dot_sigma(u, head_dim, scale * qk.value, square(scale) * qk.squares);
+  double sigma = raw_sigma(params, u, head_dim, qk);
   if (params.softcap != 0) {
     // The error of the argument passes with the slope; tanh and the products add their own.
     sigma =
@@ -56,6 +61,11 @@ double score_sigma(const AttentionParams& params, double u, std::int64_t head_di
 
 /// exp is good to a few units in the last place in every library we judge.
 constexpr double exp_units = 3;
+
+/// The bound of a stored value: the error of computing it, and the rounding of what was computed.
+double stored_bound(double value, double computed, const Recipe& recipe) {
+  return computed + recipe.output * (std::abs(value) + computed) + recipe.output_eta;
+}
 
 /// Elements whose rounding errors are equal because they are: rows of P with equal scores. Sorted
 /// by score and cut into cells much finer than a rounding step.
@@ -100,7 +110,8 @@ Recipe recipe_for(const Problem& problem) {
           power_of_two(normal_exponent),
           unit_roundoff(stored),
           subnormal_roundoff(stored),
-          unit_roundoff(problem.lse_dtype())};
+          unit_roundoff(problem.lse_dtype()),
+          dtype == DType::f64 ? power_of_two(-500) : subnormal_roundoff(DType::f32)};
 }
 
 ForwardBound bound_forward(const Case& problem_case, const KeyValueHead& head, const Row& row,
@@ -119,10 +130,11 @@ ForwardBound bound_forward(const Case& problem_case, const KeyValueHead& head, c
       double magnitude = 0;
       for (std::int64_t j = 0; j < head.seqlen; ++j) magnitude += std::abs(head.v[j * dv + t]);
       if (problem.conventions.empty_row_output == EmptyRowOutput::mean_v)
-        bound.o[t] = recipe.output * std::abs(row.o[t]) + recipe.output_eta +
-                     static_cast<double>(head.seqlen) * subnormal_roundoff(problem.lse_dtype()) +
-                     (six_sigma * u + recipe.probability) * magnitude /
-                         std::sqrt(static_cast<double>(std::max<std::int64_t>(head.seqlen, 1)));
+        bound.o[t] = stored_bound(
+            row.o[t],
+            (recipe.probability / std::max(1.0, static_cast<double>(head.seqlen)) + u) * magnitude +
+                static_cast<double>(head.seqlen) * recipe.term_eta,
+            recipe);
     }
     bound.scale = INFINITY;
     return bound;
@@ -207,8 +219,10 @@ ForwardBound bound_forward(const Case& problem_case, const KeyValueHead& head, c
 
   const double additions = std::sqrt(static_cast<double>(n_keys) + 4);
   const double rescaling = 4 * u * std::sqrt(rescales(row.score));
-  const double sum_error =
-      six_sigma * u * std::sqrt(correlated_additions) + 4 * u;  // of l, relative
+  // Relative errors: of l as a sum; of the normaliser, for parts that were computed apart
+  // (split-KV) are merged with weights exp(lse_part - lse).
+  const double sum_error = six_sigma * u * std::sqrt(correlated_additions) + 4 * u;
+  const double normaliser = sum_error + 2 * u * std::abs(row.lse);
   double accumulation_along = 0, systematic_along = 0;
   for (std::size_t t = 0; t < width; ++t) {
     const double o = std::abs(row.o[t]);
@@ -219,11 +233,11 @@ ForwardBound bound_forward(const Case& problem_case, const KeyValueHead& head, c
     const double accumulation =
         six_sigma * (u * additions * (worst_partial[t] + std::sqrt(squares[t])) +
                      rescaling * worst_centred[t]) +
-        static_cast<double>(n_keys) * subnormal_roundoff(problem.lse_dtype());
+        static_cast<double>(n_keys) * recipe.term_eta;
     const double scale_error = 3 * u * std::abs(scale_slope[t]);
     const double computed =
-        rounding_of_p + scores + accumulation + scale_error + tiny[t] + sum_error * o;
-    bound.o[t] = recipe.output * (o + computed) + recipe.output_eta + computed;
+        rounding_of_p + scores + accumulation + scale_error + tiny[t] + normaliser * o;
+    bound.o[t] = stored_bound(o, computed, recipe);
     bound.o_sigma[t] = recipe.output * o * uniform_sigma + recipe.output_eta + computed / 6;
     accumulation_along += square((accumulation + tiny[t]) * o);
     systematic_along += (scale_error + recipe.output_eta + tiny[t]) * o;
@@ -250,12 +264,13 @@ ForwardBound bound_forward(const Case& problem_case, const KeyValueHead& head, c
     const double rounding_of_p = std::min(recipe.probability * p_magnitude,
                                           six_sigma * recipe.probability * std::sqrt(p_aligned));
     bound.scale = rounding + rounding_of_p + amplify * 6 * std::sqrt(s_aligned) +
-                  (std::sqrt(accumulation_along) + systematic_along) / norm + sum_error;
+                  (std::sqrt(accumulation_along) + systematic_along) / norm + normaliser;
   } else {
     bound.scale = INFINITY;
   }
 
   // No term for a row sum of rounded P: l is to be summed before P is rounded.
+  bound.normaliser = normaliser;
   bound.lse = amplify * 6 * std::sqrt(s_alone) + 3 * u * std::abs(mean_score) + sum_error +
               six_sigma * rescaling + 2 * u * std::abs(row.max) +
               2 * std::max(u, recipe.lse) * (std::abs(row.lse) + std::log1p(row.sum) + 1);
@@ -329,7 +344,8 @@ class BoundedSums {
         std::min(recipe.probability * magnitude_[t], six_sigma * recipe.probability * root);
     const double accumulation = six_sigma * recipe.accumulate *
                                 std::sqrt(static_cast<double>(terms_) + 4) * (worst_[t] + root);
-    return rounding + flushed_[t] + 6 * std::sqrt(variance_[t]) + accumulation;
+    return rounding + flushed_[t] + 6 * std::sqrt(variance_[t]) + accumulation +
+           static_cast<double>(terms_) * recipe.term_eta;
   }
 
  private:
@@ -337,15 +353,15 @@ class BoundedSums {
   std::vector<double> sum_, magnitude_, squares_, worst_, flushed_, variance_;
 };
 
-double stored_bound(double value, double computed, const Recipe& recipe) {
-  return computed + recipe.output * (std::abs(value) + computed) + recipe.output_eta;
-}
-
 /// The standard deviation of ds = p (dp - D) slope, the row's common errors (D, LSE) left out.
-double ds_sigma(double p, double slope, double ds, double tau, const Dot& dp, std::int64_t width,
-                double u) {
-  return std::abs(ds) * (tau + 4 * u) +
-         p * slope * (dot_sigma(u, width, dp.value, dp.squares) + u * std::abs(dp.value));
+/// `slope` is computed as 1 - tanh^2, which cancels where tanh saturates; and an error of tanh's
+/// argument changes it by 2 tanh slope / softcap.
+double ds_sigma(const AttentionParams& params, double p, double slope, double centred, double tau,
+                double product_sigma, const Dot& dp, std::int64_t width, double u) {
+  const double slope_sigma =
+      params.softcap != 0 ? 4 * u + 2 * slope / params.softcap * product_sigma : 0;
+  return p * (std::abs(centred) * (slope * (tau + 4 * u) + slope_sigma) +
+              slope * (dot_sigma(u, width, dp.value, dp.squares) + u * std::abs(dp.value)));
 }
 
 }  // namespace
@@ -368,11 +384,12 @@ std::vector<double> bound_dq(const Case& problem_case, const KeyValueHead& head,
     const std::int64_t j = row.keys[n];
     const double added = problem_case.added(head.b, query_head, i, j);
     const double slope = softcap_slope(params, row.raw[n], added);
-    const double tau = score_sigma(params, u, d, dot(q.data(), &head.k[j * d], d), row.raw[n],
-                                   row.score[n], added, row.lse) +
-                       exp_units * u;
-    const double sigma = ds_sigma(row.p[n], slope, gradient.ds[n], tau,
-                                  dot(dout.data(), &head.v[j * dv], dv), dv, u);
+    const Dot qk = dot(q.data(), &head.k[j * d], d);
+    const double tau =
+        score_sigma(params, u, d, qk, row.raw[n], row.score[n], added, row.lse) + exp_units * u;
+    const double sigma =
+        ds_sigma(params, row.p[n], slope, gradient.dp[n] - gradient.d, tau,
+                 raw_sigma(params, u, d, qk), dot(dout.data(), &head.v[j * dv], dv), dv, u);
     const double* k = &head.k[j * d];
     sums.add(gradient.ds[n], k, sigma, recipe);
     for (std::int64_t t = 0; t < d; ++t) d_slope[t] += row.p[n] * slope * k[t];
@@ -418,7 +435,9 @@ Column backward_column(const Case& problem_case, const std::vector<QueryHead>& g
       const double ds = p * (dp.value - facts.d) * slope;
       const double tau = score_sigma(params, u, d, qk, raw, score, added, facts.lse) +
                          exp_units * u + facts.lse_sigma;
-      const double sigma = ds_sigma(p, slope, ds, tau, dp, dv, u) + p * slope * facts.d_sigma;
+      const double sigma = ds_sigma(params, p, slope, dp.value - facts.d, tau,
+                                    raw_sigma(params, u, d, qk), dp, dv, u) +
+                           p * slope * facts.d_sigma;
       dv_sum.add(p, dout, p * tau, recipe);
       dk.add(ds, q, sigma, recipe);
     }

@@ -23,6 +23,9 @@ struct Recipe {
   double output;           ///< of o, dq, dk, dv as stored
   double output_eta;
   double lse;  ///< of lse as stored
+  /// Absolute error of every term of a float32 sum among the subnormal numbers. In f64 problems
+  /// 2^-500: the variances of smaller numbers vanish in the oracle's own doubles.
+  double term_eta;
 };
 /// float32 accumulation (float64 for f64 inputs), P in the inputs' format, outputs as stored.
 Recipe recipe_for(const Problem& problem);
@@ -33,6 +36,7 @@ struct ForwardBound {
   /// Largest credible |sum_d (got_d - o_d) o_d| / sum_d o_d^2: a row that is off by a factor,
   /// however small a part of each element's own bound that is.
   double scale = 0;
+  double normaliser = 0;  ///< relative, of l: the part of o's error that all elements share
   /// Standard deviation of each o_d's error: what the backward bound needs of the forward pass.
   std::vector<double> o_sigma;
 };

@@ -46,7 +46,7 @@ Problem random_problem(std::uint64_t seed, const RandomLimits& limits) {
   const auto lengths = [&](bool several) {
     std::vector<std::int64_t> result;
     for (std::int64_t n = several ? problem.batch : 1; n > 0; --n)
-      result.push_back(random.between(1, limits.max_seqlen));
+      result.push_back(random.between(limits.min_seqlen, limits.max_seqlen));
     return result;
   };
   const bool several = problem.batch > 1 && random.chance(0.4);
@@ -95,7 +95,8 @@ void* element(const TensorView& tensor, const TensorView& prefix_sums, std::int6
 }
 
 void* SmallTensors::memory(std::int64_t bytes) {
-  return storage_.emplace_back(static_cast<std::size_t>(bytes)).data();
+  // Never null: an empty tensor exists, too.
+  return storage_.emplace_back(static_cast<std::size_t>(std::max<std::int64_t>(bytes, 8))).data();
 }
 
 TensorView SmallTensors::sequences(const Problem& problem, bool of_queries, std::int64_t nheads,

@@ -47,7 +47,7 @@ class Random {
 
 struct RandomLimits {
   std::int64_t max_batch = 3;
-  std::int64_t max_seqlen = 14;
+  std::int64_t min_seqlen = 1, max_seqlen = 14;  ///< from 0: sequences without queries or keys
   std::int64_t max_nheads_k = 2, max_group = 3;
   std::int64_t max_head_dim = 9;
   std::vector<DType> dtypes{DType::f64,  DType::f32,  DType::f16,

@@ -36,7 +36,7 @@ Bounds bounds(const Problem& problem, const SecondHead& head, Index rows_added) 
   // Values of masked rows may be NaN: they are never multiplied below, only skipped.
   for (Index i = 0; i < rows; ++i) {
     if (head.empty[static_cast<std::size_t>(i)]) {
-      if (problem.conventions.empty_row_output == EmptyRowOutput::mean_v) {
+      if (problem.conventions.empty_row_output == EmptyRowOutput::mean_v && keys > 0) {
         // 1/n, a product, and the sum: of n terms in o, of one term a row in dV.
         bound.o.row(i) = ((n + 2) * u * head.v.cwiseAbs().colwise().mean()).array() + n * underflow;
         if (problem.pass == Pass::backward)

@@ -198,7 +198,7 @@ void backward(const Problem& problem, SecondHead& head) {
     head.dv.row(j) = head.p.col(j).transpose() * kept(head.dout, visible);
   }
   // The output of an empty row is a constant, or the mean of V: (1/n, ..., 1/n) V.
-  if (problem.conventions.empty_row_output == EmptyRowOutput::mean_v)
+  if (problem.conventions.empty_row_output == EmptyRowOutput::mean_v && keys > 0)
     for (Index i = 0; i < rows; ++i)
       if (head.empty[static_cast<std::size_t>(i)])
         head.dv.rowwise() += head.dout.row(i) / static_cast<Real>(keys);

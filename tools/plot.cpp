@@ -58,6 +58,12 @@ std::string quoted(const std::string& text) {
   return result + "'";
 }
 
+/// 2^power bytes: "256 B", "4 KiB", "16 MiB".
+std::string power_text(int power) {
+  constexpr const char* units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+  return fmt::format("{} {}", 1 << power % 10, units[std::min(power / 10, 4)]);
+}
+
 /// 256, 1 Ki, 32 Ki, 1 Mi, ... between two sizes, every `step`-th power of two.
 std::string byte_ticks(double low, double high, int step) {
   std::string ticks;
@@ -65,7 +71,7 @@ std::string byte_ticks(double low, double high, int step) {
   for (double bytes = 1; bytes <= high * 1.001; bytes *= 2, ++power)
     if (bytes >= low * 0.999 && power % step == 0)
       ticks +=
-          fmt::format("{}{} {:.0f}", ticks.empty() ? "" : ", ", quoted(bytes_text(bytes)), bytes);
+          fmt::format("{}{} {:.0f}", ticks.empty() ? "" : ", ", quoted(power_text(power)), bytes);
   return ticks;
 }
 

@@ -91,12 +91,13 @@ std::string results(const Tour& tour) {
     const bool timed = verdict.time.repetitions > 0, curve = !run.memory_curve.empty();
     if (run.tensors == "normal")
       html += fmt::format(
-          "<tr class=\"idea\"><th scope=\"rowgroup\" colspan=\"11\"><a "
+          "<tr class=\"idea\"><th scope=\"rowgroup\" colspan=\"10\"><a "
           "href=\"#verdict-{0}\">{0}</a> "
           "<span>{1}</span></th></tr>\n",
           escaped(run.implementation), escaped(run.idea));
-    html += fmt::format("<tr><td><abbr title=\"{}\">{}</abbr></td><td>{}</td>",
-                        escaped(verdict.problem), run.tensors, state_badge(verdict.state));
+    html += fmt::format(
+        "<tr><td><abbr title=\"{}\">{}</abbr></td><td>{}</td>", escaped(verdict.problem),
+        escaped(verdict.problem.substr(0, 3) + " " + run.tensors), state_badge(verdict.state));
     html += worst ? fmt::format("<td class=\"n\">{}</td><td class=\"meter\">{}</td>",
                                 error_text(worst->max_error),
                                 bar(worst->max_ratio, fmt::format("{:.2f}", worst->max_ratio),
@@ -166,7 +167,7 @@ std::string memory_plots(const Tour& tour) {
     // A series without points would be an error of gnuplot's; its colour must stay its own.
     for (Series& series : plot.series)
       if (series.points.empty()) series.points.emplace_back(tour.memory_base, low / 4);
-    const auto svg = plot_svg(plot, 420, 340);
+    const auto svg = plot_svg(plot, 380, 310);
     if (!svg)
       return "<p class=\"note\"><b>No plot:</b> gnuplot was not found on this machine, and it "
              "draws "

@@ -57,8 +57,9 @@ struct Plan {
 };
 
 Plan plan_of(bool quick) {
-  if (quick) return {"s256 h4 d64 seed=1", "s179 h12 d32 fill=real", 256, {256, 512, 1024}, 0.1, 1};
-  return {"s512 h4 d64 seed=1", "b3 s179 h12 d32 fill=real", 256, {256, 512, 1024, 2048}, 0.4, 2};
+  if (quick)
+    return {"s256 h4 d64 seed=1", "s179 h12 d32 fill=real", 512, {512, 1024, 2048}, 0.1, 1};
+  return {"s512 h4 d64 seed=1", "b3 s179 h12 d32 fill=real", 512, {512, 1024, 2048, 4096}, 0.4, 2};
 }
 
 /// A step that can do both passes is there for the sake of the backward one.
@@ -191,37 +192,55 @@ const harness::OutputReport* worst_output(const harness::Verdict& verdict) {
   return worst;
 }
 
+/// `text` broken at spaces to lines of 100 columns, the later ones indented.
+std::string wrapped(const std::string& text, const std::string& indent) {
+  std::string result, line;
+  for (const std::string& word : split(text, ' ')) {
+    if (!line.empty() && columns(line) + 1 + columns(word) > 100) {
+      result += line + "\n";
+      line = indent + word;
+    } else {
+      line += (line.empty() ? "" : " ") + word;
+    }
+  }
+  return result + line + "\n";
+}
+
+/// A line with the idea for each implementation, and below it one row a kind of tensors.
 std::string results_text(const Tour& tour) {
-  std::vector<std::vector<std::string>> rows{{"implementation", "pass", "tensors", "verdict",
-                                              "error", "of bound", "memory", "slope q", "k", "both",
-                                              "moved", "time", "GFLOP/s", "of peak"}};
+  if (tour.runs.empty()) return {};
+  std::vector<std::vector<std::string>> rows{{"", "tensors", "verdict", "error", "/bound", "memory",
+                                              "slope q", "k", "both", "moved", "time", "GFLOP/s",
+                                              "of peak"}};
   for (const TourRun& run : tour.runs) {
     const harness::Verdict& verdict = run.verdict;
     const harness::OutputReport* worst = worst_output(verdict);
-    const bool measured = !run.memory_curve.empty();
+    const bool measured = !run.memory_curve.empty(), timed = verdict.time.repetitions > 0;
+    const auto slope = [&](double value) {
+      // A tiny negative slope is a constant, not "-0.00".
+      return measured ? fmt::format("{:.2f}", std::abs(value) < 0.005 ? 0.0 : value) : "-";
+    };
     rows.push_back(
-        {run.implementation, verdict.problem.substr(0, 3), run.tensors,
+        {"", verdict.problem.substr(0, 3) + " " + run.tensors,
          std::string(harness::name_of(verdict.state)), worst ? error_text(worst->max_error) : "-",
          worst ? fmt::format("{:.2f}", worst->max_ratio) : "-",
          verdict.memory.measured ? bytes_text(static_cast<double>(verdict.memory.total())) : "-",
-         measured ? fmt::format("{:.2f}", run.slope_q) : "-",
-         measured ? fmt::format("{:.2f}", run.slope_k) : "-",
-         measured ? fmt::format("{:.2f}", run.slope_both) : "-",
+         slope(run.slope_q), slope(run.slope_k), slope(run.slope_both),
          verdict.bytes_moved ? bytes_text(*verdict.bytes_moved) : "-",
-         verdict.time.repetitions > 0 ? seconds_text(verdict.time.median) : "-",
-         verdict.time.repetitions > 0 ? short_text(verdict.time.gflops()) : "-",
-         verdict.time.repetitions > 0 ? fmt::format("{:.1f} %", run.fraction_of_peak * 100) : "-"});
+         timed ? seconds_text(verdict.time.median) : "-",
+         timed ? short_text(verdict.time.gflops()) : "-",
+         timed ? fmt::format("{:.1f} %", run.fraction_of_peak * 100) : "-"});
   }
-  return rows.size() == 1 ? std::string()
-                          : table_text(rows, {false, false, false, false, true, true, true, true,
-                                              true, true, true, true, true, true});
-}
-
-std::string ideas_text(const Tour& tour) {
-  std::string text;
-  for (const TourRun& run : tour.runs)
-    if (run.tensors == "normal") text += fmt::format("  {:<22} {}\n", run.implementation, run.idea);
-  return text.empty() ? text : "The ideas\n" + text;
+  const std::string table = table_text(
+      rows, {false, false, false, true, true, true, true, true, true, true, true, true, true});
+  const std::vector<std::string> lines = split(table, '\n');
+  std::string text = lines[0] + "\n" + lines[1] + "\n";
+  for (std::size_t i = 0; i < tour.runs.size(); ++i) {
+    const TourRun& run = tour.runs[i];
+    if (run.tensors == "normal") text += wrapped(run.implementation + ": " + run.idea, "    ");
+    text += lines[i + 2] + "\n";
+  }
+  return text;
 }
 
 std::string not_run_text(const Tour& tour) {
@@ -243,17 +262,20 @@ std::string curves_text(const Tour& tour) {
   const TourRun* naive = first_of(tour, "stage.1");
   const TourRun* online = first_of(tour, "stage.2");
   if (naive == nullptr || online == nullptr) return {};
-  const std::string about = fmt::format(
-      "Extra memory of one call as both lengths grow (N queries, N keys): {} has slope {:.2f}, {} "
-      "{:.2f}\n",
-      naive->implementation, naive->slope_both, online->implementation, online->slope_both);
+  const std::string about = "Extra memory of one call, measured, for N queries and N keys:\n";
   double low = 1e30, high = 0;
   std::string numbers =
       fmt::format("  {:>6}  {:>24}  {:>24}\n", "N", naive->implementation, online->implementation);
   Plot plots[2];
   for (int side = 0; side < 2; ++side) {
     const TourRun& run = side == 0 ? *naive : *online;
-    plots[side] = {run.implementation, "N", "", 0, 0, {{run.implementation, {}}}};
+    plots[side] = {fmt::format("{} {}: slope {:.2f}", side == 0 ? "naive" : "online",
+                               run.implementation, std::abs(run.slope_both)),
+                   "N",
+                   "",
+                   0,
+                   0,
+                   {{run.implementation, {}}}};
     for (const MemoryPoint& point : run.memory_curve) {
       if (point.vary != "both") continue;
       const double bytes = static_cast<double>(std::max<std::int64_t>(point.bytes, 64));
@@ -295,8 +317,8 @@ std::string terminal_text(const Tour& tour) {
       fmt::format("\n{}, {} cores; measured ceiling {} GFLOP/s (float32, {}), {} GB/s\n\n",
                   machine.cpu, machine.cores, short_text(machine.peak_gflops), machine.fma,
                   short_text(machine.bandwidth_gbytes));
-  for (const std::string& part : {results_text(tour), ideas_text(tour), not_run_text(tour),
-                                  curves_text(tour), failures_text(tour)})
+  for (const std::string& part :
+       {results_text(tour), not_run_text(tour), curves_text(tour), failures_text(tour)})
     if (!part.empty()) text += part + "\n";
   return text;
 }

@@ -13,7 +13,7 @@
 // exp(89) is already larger than any float: one large score makes its row inf / inf = NaN.
 #include "stages/stage.hpp"
 
-#include <Eigen/Dense>
+#include <Eigen/Core>
 
 namespace tilewise::stages {
 namespace {

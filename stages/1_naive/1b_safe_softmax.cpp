@@ -10,7 +10,7 @@
 //     exp        [.018 .002 1 .0001]   l = 1.02      P = exp / l
 #include "stages/stage.hpp"
 
-#include <Eigen/Dense>
+#include <Eigen/Core>
 
 namespace tilewise::stages {
 namespace {

@@ -11,7 +11,7 @@
 //      x x . . . .  row 2
 #include "stages/stage.hpp"
 
-#include <Eigen/Dense>
+#include <Eigen/Core>
 
 #include <cmath>
 #include <limits>

@@ -14,7 +14,7 @@
 //              dV   dP ---+            Query heads that share a key head add to the same dK, dV.
 #include "stages/stage.hpp"
 
-#include <Eigen/Dense>
+#include <Eigen/Core>
 
 #include <cmath>
 #include <limits>

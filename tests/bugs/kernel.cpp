@@ -359,7 +359,7 @@ class Kernel {
     finish(head, parts.size() == 1 ? parts.front() : merged(parts));
   }
 
-  /// Online softmax over some key tiles: algorithm 1 of FlashAttention-2, lines 7 to 11.
+  /// Online softmax over some key tiles: algorithm 1 of FlashAttention-2, lines 7 to 10.
   Running<Real> sweep(const Head& head, const Tile<Real>& Q,
                       std::span<const std::int64_t> tiles) const {
     Running<Real> state(Tile<Real>(Q.first, Q.count, problem_.head_dim_v));
@@ -525,7 +525,7 @@ class Kernel {
 
   // ---------------------------------------------------------------- backward
 
-  /// D_i = dO_i . O_i, with O as it was stored: algorithm 2, line 4.
+  /// D_i = dO_i . O_i, with O as it was stored: what algorithm 2 computes first.
   std::vector<Real> row_dots(const Head& head) const {
     const std::int64_t width = problem_.head_dim_v;
     std::vector<Real> D, o(static_cast<std::size_t>(width)), dout(o);
@@ -638,7 +638,7 @@ class Kernel {
         const bool hidden = s.value == static_cast<Real>(-infinity);
         if (hidden && !has(Bug::dk_not_causal) && !has(Bug::empty_row_gradient_nan)) continue;
 
-        const Real p = exponential(s.value - one.lse[i]);  // algorithm 2, line 11
+        const Real p = exponential(s.value - one.lse[i]);  // recomputed, never stored
         const Real p_for_dv = exponential(s.value - one.lse_for_dv[i]);
         const Real dP = dot(dO.row(row), V.row(j), V.width);
         const Real dS = to_dtype(p * (dP - one.D[i]) * s.slope);

@@ -14,7 +14,6 @@
 #include "core/status.hpp"
 #include "oracle/harness/implementation.hpp"
 
-#include <atomic>
 #include <cstdint>
 
 namespace tilewise::bugs {
