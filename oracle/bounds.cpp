@@ -111,7 +111,8 @@ Recipe recipe_for(const Problem& problem) {
           unit_roundoff(stored),
           subnormal_roundoff(stored),
           unit_roundoff(problem.lse_dtype()),
-          dtype == DType::f64 ? power_of_two(-500) : subnormal_roundoff(DType::f32)};
+          dtype == DType::f64 ? power_of_two(-500) : subnormal_roundoff(DType::f32),
+          dtype == DType::f64 ? power_of_two(-500) : power_of_two(-126)};
 }
 
 ForwardBound bound_forward(const Case& problem_case, const KeyValueHead& head, const Row& row,
@@ -202,8 +203,9 @@ ForwardBound bound_forward(const Case& problem_case, const KeyValueHead& head, c
   for (std::size_t n = 0; n < n_keys; ++n) {
     const double* v = &head.v[row.keys[n] * dv];
     const double p = row.p[n];
-    const bool subnormal = p * row.sum < recipe.probability_min;
-    const double eta = subnormal ? std::min(p, recipe.probability_eta / row.sum) : 0;
+    const bool subnormal = p * row.sum < std::max(recipe.probability_min, recipe.exp_eta);
+    const double eta =
+        subnormal ? std::min(p, std::max(recipe.probability_eta, recipe.exp_eta) / row.sum) : 0;
     const double weighted_score = p == 0 ? 0 : p * (row.score[n] - mean_score);
     for (std::size_t t = 0; t < width; ++t) {
       magnitude[t] += p * (std::abs(v[t]) + std::abs(row.o[t]));
@@ -319,7 +321,9 @@ class BoundedSums {
     ++terms_;
     // Among the subnormal numbers rounding errs by up to eta; what is below eta may vanish.
     const bool subnormal = std::abs(operand) < recipe.probability_min;
-    const double vanishing = std::abs(operand) < 2 * recipe.probability_eta ? std::abs(operand) : 0;
+    const double vanishing =
+        std::abs(operand) < std::max(2 * recipe.probability_eta, recipe.exp_eta) ? std::abs(operand)
+                                                                                 : 0;
     const double operand_variance =
         square(sigma) + (subnormal ? square(recipe.probability_eta * uniform_sigma) : 0);
     for (std::int64_t t = 0; t < width_; ++t) {
@@ -357,11 +361,13 @@ class BoundedSums {
 /// `slope` is computed as 1 - tanh^2, which cancels where tanh saturates; and an error of tanh's
 /// argument changes it by 2 tanh slope / softcap.
 double ds_sigma(const AttentionParams& params, double p, double slope, double centred, double tau,
-                double product_sigma, const Dot& dp, std::int64_t width, double u) {
+                double product_sigma, const Dot& dp, std::int64_t width, const Recipe& recipe) {
+  const double u = recipe.accumulate;
   const double slope_sigma =
       params.softcap != 0 ? 4 * u + 2 * slope / params.softcap * product_sigma : 0;
   return p * (std::abs(centred) * (slope * (tau + 4 * u) + slope_sigma) +
-              slope * (dot_sigma(u, width, dp.value, dp.squares) + u * std::abs(dp.value)));
+              slope * (dot_sigma(u, width, dp.value, dp.squares) + u * std::abs(dp.value))) +
+         recipe.exp_eta * std::abs(centred) * slope;
 }
 
 }  // namespace
@@ -389,7 +395,7 @@ std::vector<double> bound_dq(const Case& problem_case, const KeyValueHead& head,
         score_sigma(params, u, d, qk, row.raw[n], row.score[n], added, row.lse) + exp_units * u;
     const double sigma =
         ds_sigma(params, row.p[n], slope, gradient.dp[n] - gradient.d, tau,
-                 raw_sigma(params, u, d, qk), dot(dout.data(), &head.v[j * dv], dv), dv, u);
+                 raw_sigma(params, u, d, qk), dot(dout.data(), &head.v[j * dv], dv), dv, recipe);
     const double* k = &head.k[j * d];
     sums.add(gradient.ds[n], k, sigma, recipe);
     for (std::int64_t t = 0; t < d; ++t) d_slope[t] += row.p[n] * slope * k[t];
@@ -436,7 +442,7 @@ Column backward_column(const Case& problem_case, const std::vector<QueryHead>& g
       const double tau = score_sigma(params, u, d, qk, raw, score, added, facts.lse) +
                          exp_units * u + facts.lse_sigma;
       const double sigma = ds_sigma(params, p, slope, dp.value - facts.d, tau,
-                                    raw_sigma(params, u, d, qk), dp, dv, u) +
+                                    raw_sigma(params, u, d, qk), dp, dv, recipe) +
                            p * slope * facts.d_sigma;
       dv_sum.add(p, dout, p * tau, recipe);
       dk.add(ds, q, sigma, recipe);

@@ -26,6 +26,8 @@ struct Recipe {
   /// Absolute error of every term of a float32 sum among the subnormal numbers. In f64 problems
   /// 2^-500: the variances of smaller numbers vanish in the oracle's own doubles.
   double term_eta;
+  /// exp may flush results below this to zero: vector code and GPUs do.
+  double exp_eta;
 };
 /// float32 accumulation (float64 for f64 inputs), P in the inputs' format, outputs as stored.
 Recipe recipe_for(const Problem& problem);
