@@ -121,6 +121,11 @@ void ProblemBuffers::protect_inputs() {
     if (named.input) named.buffer.write_protect();
 }
 
+void ProblemBuffers::unprotect_inputs() {
+  for (Named& named : buffers_)
+    if (named.input) named.buffer.unprotect();
+}
+
 std::string ProblemBuffers::broken_guard() const {
   for (const Named& named : buffers_) {
     const std::optional<std::ptrdiff_t> where = named.buffer.first_broken();

@@ -24,6 +24,7 @@ class ProblemBuffers {
   void poison_outputs();
   /// Makes the inputs read-only.
   void protect_inputs();
+  void unprotect_inputs();
 
   /// A sentence on the first guard band that was written over, or empty.
   std::string broken_guard() const;

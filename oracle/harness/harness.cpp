@@ -65,11 +65,14 @@ class Judgement {
         GuardedBuffer::allocate(implementation_.workspace_bytes(problem_));
     if (!workspace) return failure(Code::no_memory, "no memory for the workspace");
     workspace_ = std::move(*workspace);
-    if (Status status = fill_inputs(problem_, buffers_.tensors(), options_.data_directory);
-        !status.ok())
-      return status;
-    buffers_.protect_inputs();
-    return {};
+    return fill();
+  }
+
+  Status fill() {
+    buffers_.unprotect_inputs();
+    Status status = fill_inputs(problem_, buffers_.tensors(), options_.data_directory);
+    if (status.ok()) buffers_.protect_inputs();
+    return status;
   }
 
   Status call() const {
@@ -95,7 +98,7 @@ class Judgement {
         }
     // The oracle is to see the inputs that were given.
     if (written)
-      static_cast<void>(fill_inputs(problem_, buffers_.tensors(), options_.data_directory).ok());
+      if (Status refilled = fill(); !refilled.ok()) return refilled;
     if (const std::string broken = buffers_.broken_guard(); !broken.empty())
       fail("guard: " + broken);
     if (!workspace_.guards_intact())
