@@ -142,19 +142,23 @@ int bench_command(const BenchOptions& options) {
   std::vector<Problem> problems;
   for (const std::string& line : expand_problems(options.problems)) problems.push_back(parse(line));
 
+  const auto served = [&](const Problem& problem) {
+    return std::any_of(chosen.begin(), chosen.end(), [&](const auto* implementation) {
+      return implementation->supports(problem).ok;
+    });
+  };
+  if (!problems.empty() && std::none_of(problems.begin(), problems.end(), served))
+    throw BadInput(fmt::format("{} does not serve \"{}\": {}", chosen.front()->name(),
+                               to_string(problems.front()),
+                               chosen.front()->supports(problems.front()).reason));
+
   std::vector<BenchRow> all;
-  bool any = false;
   for (const Problem& problem : problems) {
     const std::vector<BenchRow> rows = race(problem, chosen, options);
-    for (const BenchRow& row : rows) any = any || row.why_not.empty();
-    if (!options.json) print((all.empty() ? "" : "\n") + text_of(rows));
+    if (!options.json) print(fmt::format("{}{}", all.empty() ? "" : "\n", text_of(rows)));
     all.insert(all.end(), rows.begin(), rows.end());
   }
   if (options.json) print(bench_json(all));
-  if (!any)
-    throw BadInput(fmt::format("nothing was timed: {} does not serve \"{}\": {}",
-                               all.front().implementation, all.front().problem,
-                               all.front().why_not));
   return exit_pass;
 }
 

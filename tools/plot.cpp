@@ -128,7 +128,10 @@ std::optional<std::string> plot_text(const Plot& plot, int columns, int rows) {
     script += fmt::format("{}$series{} with linespoints lt 1 pt {}", i == 0 ? "" : ", ", i,
                           i % 2 == 0 ? "'*'" : "'o'");
   std::optional<std::string> text = gnuplot(script + "\n");
-  if (text) replace_all(*text, "\f", "");
+  if (text) {
+    replace_all(*text, "\f", "");
+    text->erase(0, text->find_first_not_of('\n'));
+  }
   return text;
 }
 

@@ -157,8 +157,10 @@ def machine_text(tour):
         parts.append("%s cores" % machine["cores"])
     if machine.get("compiler"):
         parts.append(str(machine["compiler"]))
-    if is_number(machine.get("peak_gflops_one_core")):
-        parts.append("one core's measured ceiling %.0f GFLOP/s" % machine["peak_gflops_one_core"])
+    if is_number(machine.get("peak_gflops")):
+        one = machine.get("peak_gflops_one_core")
+        parts.append("measured ceiling %.0f GFLOP/s of all cores" % machine["peak_gflops"]
+                     + (" (%.0f of one)" % one if is_number(one) else ""))
     if machine.get("date"):
         parts.append(str(machine["date"]))
     return "Measured on: " + ", ".join(parts) + "." if parts else ""

@@ -126,7 +126,7 @@ def verdict_of(attend, lines=9):
     except ValueError as error:
         if isinstance(error, tilewise.BadUse):
             raise
-        return "it does not even run: %s" % error
+        return ("it does not even run: %s" % error).rstrip()
     text = verdict.text.splitlines()
     return "\n".join(text[:lines] + (["..."] if len(text) > lines else []))
 
