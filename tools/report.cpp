@@ -151,11 +151,10 @@ std::string memory_plots(const Tour& tour) {
     }
   if (high <= 0) return "<p class=\"note\">No memory was measured in this build.</p>\n";
   std::string html;
-  for (const auto& [vary, title] : panels) {
-    Plot plot{
-        title,    vary == std::string("k") ? "keys" : vary == std::string("q") ? "queries" : "N",
-        "",       low / 2,
-        high * 2, {}};
+  for (const auto& panel : panels) {
+    const std::string vary = panel.first, title = panel.second;
+    Plot plot{title, vary == "k" ? "keys" : vary == "q" ? "queries" : "N", "", low / 2, high * 2,
+              {}};
     for (const TourRun* run : main_runs(tour)) {
       plot.series.push_back({run->implementation, {}});
       for (const MemoryPoint& point : run->memory_curve)
@@ -191,12 +190,14 @@ std::string memory_table(const Tour& tour) {
   for (const TourRun* run : main_runs(tour)) {
     const std::pair<const char*, double> kinds[] = {
         {"both", run->slope_both}, {"q", run->slope_q}, {"k", run->slope_k}};
-    for (const auto& [vary, slope] : kinds) {
+    for (const auto& kind : kinds) {
+      const std::string vary = kind.first;
+      const double slope = kind.second;
       html += fmt::format("<tr><td>{}</td><td>{}</td>",
-                          vary == std::string("both") ? escaped(run->implementation) : "",
-                          vary == std::string("both") ? "both"
-                          : vary == std::string("q")  ? "queries"
-                                                      : "keys");
+                          vary == "both" ? escaped(run->implementation) : "",
+                          vary == "both" ? "both"
+                          : vary == "q"  ? "queries"
+                                         : "keys");
       for (const std::int64_t n : lengths) {
         const auto point = std::find_if(run->memory_curve.begin(), run->memory_curve.end(),
                                         [&](const MemoryPoint& candidate) {
@@ -293,7 +294,8 @@ std::string verdicts(const Tour& tour) {
     };
     entry("judged", escaped(verdict.coverage));
     for (const std::string& missing : verdict.not_checked) entry("not checked", escaped(missing));
-    entry("repeated", fmt::format("{} runs compared with the first", verdict.repeats));
+    entry("repeated", fmt::format("{} further run{} compared with the first", verdict.repeats,
+                                  verdict.repeats == 1 ? "" : "s"));
     entry("extra memory",
           memory.measured
               ? fmt::format("{}: heap {}, mapped {}, stack {}, workspace {} touched of {}",
