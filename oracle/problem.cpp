@@ -82,7 +82,7 @@ struct Choice {
   template <class Value>
   constexpr Choice(std::string_view name, Value chosen)
       : word(name), value(static_cast<int>(chosen)) {}
-  constexpr Choice(DType dtype) : Choice(name_of(dtype), dtype) {}
+  constexpr explicit(false) Choice(DType dtype) : Choice(name_of(dtype), dtype) {}
 };
 
 constexpr Choice passes[] = {{"fwd", Pass::forward}, {"bwd", Pass::backward}};

@@ -50,7 +50,7 @@ const Row expected_rows[] = {
     {"ggml",            {bottom_right, zero,         unspecified, natural,  before,    required, cap_first,  distance,    intersect}},
     {"mlx",             {bottom_right, zero,         unspecified, natural,  before,    required, cap_first,  distance,    intersect}},
     {"jax",             {top_left,     mean_v,       unspecified, natural,  before,    root_d,   cap_first,  distance,    intersect}},
-    {"triton_tutorial", {top_left,     zero,       , unspecified, base_two, before,    required, cap_first,  distance,    intersect}},
+    {"triton_tutorial", {top_left,     zero,         unspecified, base_two, before,    required, cap_first,  distance,    intersect}},
     {"hf_eager",        {bottom_right, mean_v,       unspecified, natural,  with_self, root_d,   cap_first,  distance,    intersect}},
 };
 // clang-format on

@@ -7,9 +7,10 @@
 #include "tools/commands.hpp"
 #include "tools/common.hpp"
 #include "tools/json.hpp"
-#include "tools/prepared.hpp"
 #include "tools/progress.hpp"
 #include "tools/table.hpp"
+
+#include "oracle/harness/session.hpp"
 
 #include <fmt/core.h>
 
@@ -22,13 +23,13 @@ namespace tilewise::tools {
 namespace {
 /// One implementation in the race.
 struct Runner {
-  std::unique_ptr<Prepared> prepared;
+  std::unique_ptr<harness::Session> session;
   std::vector<double> seconds, fractions, peaks;
 };
 
-double timed_call(Prepared& prepared) {
+double timed_call(const harness::Session& session) {
   const auto start = std::chrono::steady_clock::now();
-  prepared.run();
+  require(session.call());
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
@@ -59,24 +60,23 @@ std::vector<BenchRow> race(const Problem& problem,
       continue;
     }
     row_of.push_back(rows.size() - 1);
-    runners.push_back(
-        {std::make_unique<Prepared>(*implementation, problem, options.data, options.threads),
-         {},
-         {},
-         {}});
+    auto session = std::make_unique<harness::Session>(*implementation, problem, options.threads);
+    require(session->allocate());
+    require(session->fill(options.data));
+    runners.push_back({std::move(session), {}, {}, {}});
   }
   if (runners.empty()) return rows;
 
   Progress progress(1);
   progress.begin(to_string(problem));
-  for (Runner& runner : runners) runner.prepared->run();  // warm up: pages, thread pools
+  for (Runner& runner : runners) require(runner.session->call());  // warm up: pages, thread pools
   const double flops = problem.flops();
   const double budget = options.seconds * static_cast<double>(runners.size());
   double spent = 0;
   for (int round = 0; round < 3 || spent < budget; ++round)
     for (Runner& runner : runners) {
       const double peak = measure_peak_gflops(options.threads, 0.002);
-      const double seconds = timed_call(*runner.prepared);
+      const double seconds = timed_call(*runner.session);
       runner.seconds.push_back(seconds);
       runner.peaks.push_back(peak);
       runner.fractions.push_back(flops / seconds * 1e-9 / peak);
@@ -137,7 +137,7 @@ std::string text_of(const std::vector<BenchRow>& rows) {
 }  // namespace
 
 int bench_command(const BenchOptions& options) {
-  const harness::Table table = implementations();
+  const harness::Table table = implementations_for(options.implementations);
   const auto chosen = select(table, options.implementations);
   std::vector<Problem> problems;
   for (const std::string& line : expand_problems(options.problems)) problems.push_back(parse(line));

@@ -64,7 +64,7 @@ int check_files(const CheckOptions& options) {
 }
 
 int check_implementations(const CheckOptions& options) {
-  const harness::Table table = implementations();
+  const harness::Table table = implementations_for(options.implementation);
   const auto chosen = select(table, options.implementation);
   const std::vector<std::string> lines = expand_problems(options.problems);
   if (lines.empty())

@@ -2,15 +2,16 @@
 #include "tools/commands.hpp"
 #include "tools/common.hpp"
 #include "tools/json.hpp"
-#include "tools/prepared.hpp"
 #include "tools/table.hpp"
 #include "tools/tensors.hpp"
 
 #include "oracle/harness/fill.hpp"
+#include "oracle/harness/session.hpp"
 
 #include <fmt/core.h>
 
 #include <filesystem>
+#include <optional>
 
 namespace tilewise::tools {
 
@@ -55,26 +56,27 @@ int gen_command(const GenOptions& options) {
 }
 
 int run_command(const RunOptions& options) {
-  const harness::Table table = implementations();
+  const harness::Table table = implementations_for(options.implementation);
   const harness::Implementation& implementation = select_one(table, options.implementation);
   if (options.in.empty() && options.problem.empty())
     throw BadInput("nothing says what to compute: expected a PROBLEM, or --in with tensors");
-  const auto write = [&](Prepared prepared) {
-    prepared.run();
-    const formats::Arrays arrays = to_arrays(prepared.problem(), prepared.tensors(), false);
-    write_arrays(options.out, "outputs", arrays, prepared.problem(), false);
-    if (options.json)
-      print(written_json(prepared.problem(), options.out, arrays, implementation.name()));
-    else
-      print(fmt::format("{}: {} by {}\n{}", options.out, to_string(prepared.problem()),
-                        implementation.name(), describe(arrays)));
-  };
-  if (options.in.empty()) {
-    write(Prepared(implementation, parse(options.problem), options.data, options.threads));
-  } else {
-    const Given given = read_given(options.in, "", options.problem, options.layout);
-    write(Prepared(implementation, given.problem, given.tensors, options.threads));
-  }
+  std::optional<Given> given;
+  if (!options.in.empty()) given = read_given(options.in, "", options.problem, options.layout);
+  const Problem problem = given ? given->problem : parse(options.problem);
+  harness::Session session(implementation, problem, options.threads);
+  require(session.allocate());
+  if (given)
+    copy_inputs(given->tensors, session.tensors());
+  else
+    require(session.fill(options.data));
+  require(session.call());
+  const formats::Arrays arrays = to_arrays(problem, session.tensors(), false);
+  write_arrays(options.out, "outputs", arrays, problem, false);
+  if (options.json)
+    print(written_json(problem, options.out, arrays, implementation.name()));
+  else
+    print(fmt::format("{}: {} by {}\n{}", options.out, to_string(problem), implementation.name(),
+                      describe(arrays)));
   return exit_pass;
 }
 

@@ -120,8 +120,10 @@ std::string tour_json(const Tour& tour) {
   Json runs = Json::array(), not_run = Json::array();
   for (const TourRun& run : tour.runs) {
     Json curve = Json::array(), features = Json::array();
-    for (const MemoryPoint& point : run.memory_curve)
-      curve.push_back({{"n", point.n}, {"vary", point.vary}, {"bytes", point.bytes}});
+    for (const harness::MemoryPoint& point : run.memory.points)
+      curve.push_back({{"n", point.n},
+                       {"vary", std::string(harness::name_of(point.vary))},
+                       {"bytes", point.bytes}});
     for (const TourFeature& feature : run.features)
       features.push_back({{"name", feature.name},
                           {"problem", feature.problem},
@@ -132,9 +134,9 @@ std::string tour_json(const Tour& tour) {
                     {"tensors", run.tensors},
                     {"verdict", of(run.verdict)},
                     {"memory_curve", curve},
-                    {"slope_q", number(run.slope_q)},
-                    {"slope_k", number(run.slope_k)},
-                    {"slope_both", number(run.slope_both)},
+                    {"slope_q", number(run.memory.slope_q)},
+                    {"slope_k", number(run.memory.slope_k)},
+                    {"slope_both", number(run.memory.slope_both)},
                     {"gflops", number(run.verdict.time.gflops())},
                     {"fraction_of_peak", number(run.fraction_of_peak)},
                     {"peak_gflops", number(run.peak_gflops)},

@@ -88,7 +88,7 @@ std::string results(const Tour& tour) {
   for (const TourRun& run : tour.runs) {
     const Verdict& verdict = run.verdict;
     const OutputReport* worst = worst_output(verdict);
-    const bool timed = verdict.time.repetitions > 0, curve = !run.memory_curve.empty();
+    const bool timed = verdict.time.repetitions > 0, curve = !run.memory.points.empty();
     if (run.tensors == "normal")
       html += fmt::format(
           "<tr class=\"idea\"><th scope=\"rowgroup\" colspan=\"10\"><a "
@@ -107,7 +107,7 @@ std::string results(const Tour& tour) {
                         verdict.memory.measured
                             ? bytes_text(static_cast<double>(verdict.memory.total()))
                             : "&ndash;",
-                        curve ? fmt::format("{:.2f}", run.slope_both) : "&ndash;",
+                        curve ? fmt::format("{:.2f}", run.memory.slope_both) : "&ndash;",
                         verdict.bytes_moved ? bytes_text(*verdict.bytes_moved) : "&ndash;");
     html += timed ? fmt::format(
                         "<td class=\"n\">{}</td><td class=\"n\">{}</td><td "
@@ -145,7 +145,7 @@ std::string memory_plots(const Tour& tour) {
       {"both", "Both lengths grow"}, {"q", "Queries alone"}, {"k", "Keys alone"}};
   double low = 1e30, high = 0;
   for (const TourRun* run : main_runs(tour))
-    for (const MemoryPoint& point : run->memory_curve) {
+    for (const harness::MemoryPoint& point : run->memory.points) {
       low = std::min(low, static_cast<double>(std::max<std::int64_t>(point.bytes, 64)));
       high = std::max(high, static_cast<double>(point.bytes));
     }
@@ -157,8 +157,8 @@ std::string memory_plots(const Tour& tour) {
               {}};
     for (const TourRun* run : main_runs(tour)) {
       plot.series.push_back({run->implementation, {}});
-      for (const MemoryPoint& point : run->memory_curve)
-        if (point.vary == vary)
+      for (const harness::MemoryPoint& point : run->memory.points)
+        if (harness::name_of(point.vary) == vary)
           plot.series.back().points.emplace_back(
               static_cast<double>(point.n),
               static_cast<double>(std::max<std::int64_t>(point.bytes, 64)));
@@ -181,7 +181,7 @@ std::string memory_plots(const Tour& tour) {
 std::string memory_table(const Tour& tour) {
   std::vector<std::int64_t> lengths;
   for (const TourRun* run : main_runs(tour))
-    for (const MemoryPoint& point : run->memory_curve) lengths.push_back(point.n);
+    for (const harness::MemoryPoint& point : run->memory.points) lengths.push_back(point.n);
   std::sort(lengths.begin(), lengths.end());
   lengths.erase(std::unique(lengths.begin(), lengths.end()), lengths.end());
   std::string html = "<table><thead><tr><th>implementation</th><th>varies</th>";
@@ -189,7 +189,7 @@ std::string memory_table(const Tour& tour) {
   html += "<th class=\"n\">slope</th></tr></thead><tbody>\n";
   for (const TourRun* run : main_runs(tour)) {
     const std::pair<const char*, double> kinds[] = {
-        {"both", run->slope_both}, {"q", run->slope_q}, {"k", run->slope_k}};
+        {"both", run->memory.slope_both}, {"q", run->memory.slope_q}, {"k", run->memory.slope_k}};
     for (const auto& kind : kinds) {
       const std::string vary = kind.first;
       const double slope = kind.second;
@@ -199,12 +199,13 @@ std::string memory_table(const Tour& tour) {
                           : vary == "q"  ? "queries"
                                          : "keys");
       for (const std::int64_t n : lengths) {
-        const auto point = std::find_if(run->memory_curve.begin(), run->memory_curve.end(),
-                                        [&](const MemoryPoint& candidate) {
-                                          return candidate.n == n && candidate.vary == vary;
-                                        });
+        const auto point =
+            std::find_if(run->memory.points.begin(), run->memory.points.end(),
+                         [&](const harness::MemoryPoint& candidate) {
+                           return candidate.n == n && harness::name_of(candidate.vary) == vary;
+                         });
         html += fmt::format("<td class=\"n\">{}</td>",
-                            point == run->memory_curve.end()
+                            point == run->memory.points.end()
                                 ? "&ndash;"
                                 : bytes_text(static_cast<double>(point->bytes)));
       }

@@ -2,6 +2,7 @@
 #include "tools/table.hpp"
 
 #include "stages/adapter.hpp"
+#include "tests/bugs/table.hpp"
 #include "tools/common.hpp"
 
 #include <fmt/core.h>
@@ -12,7 +13,17 @@
 namespace tilewise::tools {
 
 harness::Table implementations() {
-  harness::Table table = stages::implementations();
+  return stages::implementations();
+}
+
+harness::Table implementations_for(const std::string& names) {
+  harness::Table table = implementations();
+  const auto take = [&](harness::Table more) {
+    table.insert(table.end(), std::make_move_iterator(more.begin()),
+                 std::make_move_iterator(more.end()));
+  };
+  if (names.find("bug.") != std::string::npos) take(bugs::planted_bugs());
+  if (names.find("good.") != std::string::npos) take(bugs::correct_kernels());
   return table;
 }
 

@@ -51,6 +51,12 @@ void copy_elements(const TensorView& from, const TensorView& to) {
   copy_dimension(from, to, 0, 0, 0);
 }
 
+void copy_inputs(const AttentionTensors& from, const AttentionTensors& to) {
+  for (const TensorName& row : tensor_names)
+    if (row.input && (from.*row.view).exists() && (to.*row.view).exists())
+      copy_elements(from.*row.view, to.*row.view);
+}
+
 formats::Arrays to_arrays(const Problem& problem, const AttentionTensors& tensors, bool inputs) {
   formats::Arrays arrays;
   for (const TensorName& row : tensor_names) {

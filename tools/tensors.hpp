@@ -43,6 +43,8 @@ inline constexpr TensorName tensor_names[] = {
 /// Copies element by element between views of one shape, whatever their strides; floating-point
 /// formats are converted.
 void copy_elements(const TensorView& from, const TensorView& to);
+/// The same for every input that both have.
+void copy_inputs(const AttentionTensors& from, const AttentionTensors& to);
 
 /// The tensors that exist, as arrays in the order of the problem's layout: inputs or outputs.
 formats::Arrays to_arrays(const Problem& problem, const AttentionTensors& tensors, bool inputs);

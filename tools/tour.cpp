@@ -8,7 +8,6 @@
 #include "tools/common.hpp"
 #include "tools/json.hpp"
 #include "tools/plot.hpp"
-#include "tools/prepared.hpp"
 #include "tools/progress.hpp"
 #include "tools/table.hpp"
 
@@ -22,25 +21,6 @@
 #include <filesystem>
 
 namespace tilewise::tools {
-
-double log_slope(const std::vector<MemoryPoint>& curve, const std::string& vary) {
-  std::vector<std::pair<double, double>> points;
-  for (const MemoryPoint& point : curve)
-    if (point.vary == vary)
-      points.emplace_back(std::log(static_cast<double>(point.n)),
-                          std::log(static_cast<double>(std::max<std::int64_t>(point.bytes, 64))));
-  if (points.size() < 2) return 0;
-  double mean_x = 0, mean_y = 0, covariance = 0, variance = 0;
-  for (const auto& [x, y] : points) {
-    mean_x += x / static_cast<double>(points.size());
-    mean_y += y / static_cast<double>(points.size());
-  }
-  for (const auto& [x, y] : points) {
-    covariance += (x - mean_x) * (y - mean_y);
-    variance += (x - mean_x) * (x - mean_x);
-  }
-  return variance > 0 ? covariance / variance : 0;
-}
 
 namespace {
 using Implementation = harness::Implementation;
@@ -103,14 +83,13 @@ class Guide {
       return "not run: " + support.reason;
     }
     TourRun first = judge(implementation, normal, "normal", progress, 0);
-    measure_memory(implementation, pass, first);
+    first.memory = harness::measure_scaling(implementation,
+                                            parse(fmt::format("{} s{} h1 d32", pass, plan_.base)),
+                                            plan_.lengths, options_.data);
     progress.within(0.6);
     judge_features(implementation, first);
     TourRun second = judge(implementation, real, "real", progress, 0.7);
-    second.memory_curve = first.memory_curve;
-    second.slope_q = first.slope_q;
-    second.slope_k = first.slope_k;
-    second.slope_both = first.slope_both;
+    second.memory = first.memory;
     const bool passed = first.verdict.passed() && second.verdict.passed();
     tour_.runs.push_back(std::move(first));
     tour_.runs.push_back(std::move(second));
@@ -135,31 +114,6 @@ class Guide {
     run.peak_gflops = (before + after) / 2;
     run.fraction_of_peak = run.verdict.time.gflops() / run.peak_gflops;
     return run;
-  }
-
-  void measure_memory(const Implementation& implementation, const std::string& pass,
-                      TourRun& run) const {
-    for (const char* vary : {"q", "k", "both"})
-      for (const std::int64_t n : plan_.lengths) {
-        const std::string which = vary;
-        const std::int64_t sq = which == "k" ? plan_.base : n, sk = which == "q" ? plan_.base : n;
-        const Problem problem = parse(fmt::format("{} sq{} sk{} h1 d32", pass, sq, sk));
-        if (!implementation.supports(problem).ok) continue;
-        // Where no length differs from the base, the three curves meet: measured once.
-        const auto known =
-            std::find_if(run.memory_curve.begin(), run.memory_curve.end(),
-                         [&](const MemoryPoint& point) { return n == plan_.base && point.n == n; });
-        if (known != run.memory_curve.end()) {
-          run.memory_curve.push_back({n, which, known->bytes});
-          continue;
-        }
-        const harness::MemoryReport report =
-            Prepared(implementation, problem, options_.data, 0).measure_memory();
-        if (report.measured) run.memory_curve.push_back({n, which, report.total()});
-      }
-    run.slope_q = log_slope(run.memory_curve, "q");
-    run.slope_k = log_slope(run.memory_curve, "k");
-    run.slope_both = log_slope(run.memory_curve, "both");
   }
 
   void judge_features(const Implementation& implementation, TourRun& run) const {
@@ -215,7 +169,7 @@ std::string results_text(const Tour& tour) {
   for (const TourRun& run : tour.runs) {
     const harness::Verdict& verdict = run.verdict;
     const harness::OutputReport* worst = worst_output(verdict);
-    const bool measured = !run.memory_curve.empty(), timed = verdict.time.repetitions > 0;
+    const bool measured = !run.memory.points.empty(), timed = verdict.time.repetitions > 0;
     const auto slope = [&](double value) {
       // A tiny negative slope is a constant, not "-0.00".
       return measured ? fmt::format("{:.2f}", std::abs(value) < 0.005 ? 0.0 : value) : "-";
@@ -225,7 +179,7 @@ std::string results_text(const Tour& tour) {
          std::string(harness::name_of(verdict.state)), worst ? error_text(worst->max_error) : "-",
          worst ? fmt::format("{:.2f}", worst->max_ratio) : "-",
          verdict.memory.measured ? bytes_text(static_cast<double>(verdict.memory.total())) : "-",
-         slope(run.slope_q), slope(run.slope_k), slope(run.slope_both),
+         slope(run.memory.slope_q), slope(run.memory.slope_k), slope(run.memory.slope_both),
          verdict.bytes_moved ? bytes_text(*verdict.bytes_moved) : "-",
          timed ? seconds_text(verdict.time.median) : "-",
          timed ? short_text(verdict.time.gflops()) : "-",
@@ -253,7 +207,7 @@ std::string not_run_text(const Tour& tour) {
 /// The first step of a chapter that has a memory curve of a forward pass.
 const TourRun* first_of(const Tour& tour, const std::string& prefix) {
   for (const TourRun& run : tour.runs)
-    if (run.implementation.starts_with(prefix) && !run.memory_curve.empty()) return &run;
+    if (run.implementation.starts_with(prefix) && !run.memory.points.empty()) return &run;
   return nullptr;
 }
 
@@ -270,14 +224,14 @@ std::string curves_text(const Tour& tour) {
   for (int side = 0; side < 2; ++side) {
     const TourRun& run = side == 0 ? *naive : *online;
     plots[side] = {fmt::format("{} {}: slope {:.2f}", side == 0 ? "naive" : "online",
-                               run.implementation, std::abs(run.slope_both)),
+                               run.implementation, std::abs(run.memory.slope_both)),
                    "N",
                    "",
                    0,
                    0,
                    {{run.implementation, {}}}};
-    for (const MemoryPoint& point : run.memory_curve) {
-      if (point.vary != "both") continue;
+    for (const harness::MemoryPoint& point : run.memory.points) {
+      if (point.vary != harness::Vary::both) continue;
       const double bytes = static_cast<double>(std::max<std::int64_t>(point.bytes, 64));
       plots[side].series[0].points.emplace_back(static_cast<double>(point.n), bytes);
       low = std::min(low, bytes);

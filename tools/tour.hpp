@@ -1,6 +1,7 @@
 // What a tour found out: the terminal's tables, report.html and tour.json are views of this record.
 #pragma once
 
+#include "oracle/harness/scaling.hpp"
 #include "oracle/harness/verdict.hpp"
 #include "tools/machine.hpp"
 
@@ -9,14 +10,6 @@
 #include <vector>
 
 namespace tilewise::tools {
-
-/// Extra memory measured at one size. `vary` is "q", "k" or "both": which length n is; the other is
-/// Tour::memory_base.
-struct MemoryPoint {
-  std::int64_t n = 0;
-  std::string vary;
-  std::int64_t bytes = 0;
-};
 
 /// A small problem of another kind, judged beside the main one.
 struct TourFeature {
@@ -29,9 +22,8 @@ struct TourRun {
   std::string implementation, idea;
   std::string tensors;  ///< "normal" or "real"
   harness::Verdict verdict;
-  std::vector<MemoryPoint> memory_curve;
-  double slope_q = 0, slope_k = 0, slope_both = 0;
-  double peak_gflops = 0;  ///< the ceiling measured beside this run
+  harness::MemoryCurve memory;  ///< the length that does not vary is Tour::memory_base
+  double peak_gflops = 0;       ///< the ceiling measured beside this run
   double fraction_of_peak = 0;
   std::vector<TourFeature> features;
 };
@@ -49,10 +41,6 @@ struct Tour {
   std::vector<NotRun> not_run;
   double seconds = 0;
 };
-
-/// Slope of log(bytes) over log(n) by least squares: 0 for what is constant, 1 linear, 2 quadratic.
-/// Less than a cache line (64 bytes) counts as 64: the logarithm of nothing would be no number.
-double log_slope(const std::vector<MemoryPoint>& curve, const std::string& vary);
 
 /// The self-contained page.
 std::string report_html(const Tour& tour);

@@ -1,9 +1,7 @@
 #include "oracle/harness/harness.hpp"
 
-#include "oracle/harness/buffers.hpp"
 #include "oracle/harness/compare.hpp"
-#include "oracle/harness/fill.hpp"
-#include "oracle/harness/memory_meter.hpp"
+#include "oracle/harness/session.hpp"
 
 #include <algorithm>
 #include <chrono>
@@ -24,7 +22,10 @@ double seconds_of(const std::function<void()>& call) {
 class Judgement {
  public:
   Judgement(const Implementation& implementation, const Problem& problem, const Options& options)
-      : implementation_(implementation), problem_(problem), options_(options) {
+      : implementation_(implementation),
+        problem_(problem),
+        options_(options),
+        session_(implementation, problem, options.threads) {
     verdict_.implementation = implementation.name();
     verdict_.problem = to_string(problem);
     verdict_.reproduce =
@@ -32,19 +33,18 @@ class Judgement {
   }
 
   Verdict run() {
-    if (const std::string why = inconsistency(problem_); !why.empty()) return error(why);
-    if (const Support support = implementation_.supports(problem_); !support.ok) {
-      verdict_.state = State::unsupported;
-      verdict_.reasons.push_back(support.reason);
-      return std::move(verdict_);
-    }
-    if (Status status = prepare(); !status.ok()) return error(status.reason);
+    if (const std::string why = inconsistency(problem_); !why.empty())
+      return end_as(State::error, why);
+    Status status = session_.allocate();
+    if (status.code == Code::unsupported) return end_as(State::unsupported, status.reason);
+    if (status.ok()) status = session_.fill(options_.data_directory);
+    if (!status.ok()) return end_as(State::error, status.reason);
 
-    if (Status status = call_guarded(); !status.ok()) {
+    if (status = call(); !status.ok()) {
       fail(fmt::format("run() answered {}: {}", tilewise::name_of(status.code), status.reason));
       return finish();
     }
-    Comparison comparison = compare(problem_, buffers_.tensors(), options_, /*poisoned=*/true);
+    Comparison comparison = compare(problem_, session_.tensors(), options_, /*poisoned=*/true);
     verdict_.outputs = std::move(comparison.outputs);
     verdict_.not_checked = std::move(comparison.not_checked);
     verdict_.coverage = std::move(comparison.coverage);
@@ -52,63 +52,26 @@ class Judgement {
 
     repeat();
     verdict_.bytes_moved = implementation_.bytes_moved(problem_);
-    if (options_.measure_memory) measure();
+    if (options_.measure_memory) verdict_.memory = session_.measure_memory();
     if (options_.time_seconds > 0) time();
     return finish();
   }
 
  private:
-  Status prepare() {
-    if (Status status = buffers_.allocate(problem_, implementation_.writes(problem_)); !status.ok())
-      return status;
-    std::optional<GuardedBuffer> workspace =
-        GuardedBuffer::allocate(implementation_.workspace_bytes(problem_));
-    if (!workspace) return failure(Code::no_memory, "no memory for the workspace");
-    workspace_ = std::move(*workspace);
-    return fill();
-  }
-
-  Status fill() {
-    buffers_.unprotect_inputs();
-    Status status = fill_inputs(problem_, buffers_.tensors(), options_.data_directory);
-    if (status.ok()) buffers_.protect_inputs();
-    return status;
-  }
-
-  Status call() const {
-    return implementation_.run({problem_, problem_.params(), buffers_.tensors(), workspace_.data(),
-                                workspace_.size(), options_.threads});
-  }
-
   /// Runs once on poisoned memory and looks at everything around the outputs.
-  Status call_guarded() {
-    buffers_.poison_outputs();
-    workspace_.poison();
-    Status status;
-    {
-      const FaultGuard guard;
-      status = call();
-    }
-    bool written = false;
-    for (const ProblemBuffers::Named& named : buffers_.all())
-      if (named.input)
-        if (const std::optional<std::ptrdiff_t> at = named.buffer.first_write()) {
-          fail(fmt::format("input: {} was written to, first at byte {}", named.name, *at));
-          written = true;
-        }
+  Status call() {
+    Status status = session_.call_on_poison();
+    bool input_written = false;
+    for (std::string& sentence : session_.trespasses(input_written)) fail(std::move(sentence));
     // The oracle is to see the inputs that were given.
-    if (written)
-      if (Status refilled = fill(); !refilled.ok()) return refilled;
-    if (const std::string broken = buffers_.broken_guard(); !broken.empty())
-      fail("guard: " + broken);
-    if (!workspace_.guards_intact())
-      fail(fmt::format("guard: wrote outside its workspace of {} bytes", workspace_.size()));
+    if (input_written)
+      if (Status refilled = session_.fill(options_.data_directory); !refilled.ok()) return refilled;
     return status;
   }
 
   /// Runs again: the same bits where that was promised, and correct every time elsewhere.
   void repeat() {
-    const std::vector<ProblemBuffers::Snapshot> first = buffers_.snapshot();
+    const std::vector<ProblemBuffers::Snapshot> first = session_.buffers().snapshot();
     const Outputs promised = implementation_.repeatable();
     const auto is_promised = [&](const std::string& name) {
       return name == "o"     ? promised.o
@@ -119,12 +82,12 @@ class Judgement {
     };
     bool judge_each = false;
     for (int n = 0; n < options_.repeats; ++n) {
-      if (!call_guarded().ok()) {
+      if (!call().ok()) {
         fail(fmt::format("repeat: run() failed at repetition {}", n + 1));
         return;
       }
       ++verdict_.repeats;
-      for (const ProblemBuffers::Snapshot& now : buffers_.snapshot())
+      for (const ProblemBuffers::Snapshot& now : session_.buffers().snapshot())
         for (const ProblemBuffers::Snapshot& before : first) {
           if (before.name != now.name || before.bytes == now.bytes) continue;
           if (is_promised(now.name))
@@ -136,16 +99,10 @@ class Judgement {
         }
       if (judge_each && verdict_.reasons.empty())
         for (std::string& reason :
-             compare(problem_, buffers_.tensors(), options_, /*poisoned=*/true).reasons)
+             compare(problem_, session_.tensors(), options_, /*poisoned=*/true).reasons)
           fail(fmt::format("repeat {}: {}", n + 1, reason));
       if (!verdict_.reasons.empty()) return;
     }
-  }
-
-  void measure() {
-    verdict_.memory = measure_memory(workspace_.data(), workspace_.size(),
-                                     [&] { static_cast<void>(call().ok()); });
-    verdict_.memory.workspace_declared = static_cast<std::int64_t>(workspace_.size());
   }
 
   void time() {
@@ -153,7 +110,7 @@ class Judgement {
     double spent = 0;
     constexpr std::size_t fewest = 3, most = 1000;
     while (seconds.size() < fewest || (spent < options_.time_seconds && seconds.size() < most)) {
-      seconds.push_back(seconds_of([&] { static_cast<void>(call().ok()); }));
+      seconds.push_back(seconds_of([&] { static_cast<void>(session_.call().ok()); }));
       spent += seconds.back();
     }
     std::sort(seconds.begin(), seconds.end());
@@ -167,8 +124,8 @@ class Judgement {
       verdict_.reasons.push_back(std::move(reason));
   }
 
-  Verdict error(std::string why) {
-    verdict_.state = State::error;
+  Verdict end_as(State state, std::string why) {
+    verdict_.state = state;
     verdict_.reasons.push_back(std::move(why));
     return std::move(verdict_);
   }
@@ -181,8 +138,7 @@ class Judgement {
   const Implementation& implementation_;
   const Problem& problem_;
   const Options& options_;
-  ProblemBuffers buffers_;
-  GuardedBuffer workspace_;
+  Session session_;
   Verdict verdict_;
 };
 
