@@ -116,9 +116,10 @@ TEST(ForwardBound, LeavesAnEmptyRowNoError) {
 }
 
 TEST(ForwardBound, SeesAFactorThatEveryElementsBoundWouldHide) {
-  // In bf16 an element may err by 2^-8 of itself; a whole row must not, by far.
+  // An element's bound allows it several roundings, 2^-8 each; all elements one way are allowed
+  // one.
   const RowBound row = bound_of("fwd sq4 sk400 d128 bf16 scale=0.03", 3);
-  EXPECT_LT(row.bound.scale, 0x1p-8);
+  EXPECT_LT(row.bound.scale, 0x1p-8 * 1.1);
 }
 
 /// The largest error of correct kernels, in units of the bound, must not be tiny: a bound that a

@@ -7,6 +7,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdio>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -26,6 +28,8 @@ struct Promise {
   const char* step;
   const char* pass;
   enum { constant, linear, quadratic } growth;
+
+  friend void PrintTo(const Promise& promise, std::ostream* out) { *out << promise.step; }
 };
 
 constexpr Promise promises[] = {
@@ -43,7 +47,7 @@ constexpr Promise promises[] = {
 class MemoryScaling : public testing::TestWithParam<Promise> {};
 
 TEST_P(MemoryScaling, IsAsPromised) {
-  if (const char* why = harness::memory_meter_unavailable(); *why != '\0') GTEST_SKIP() << why;
+  if (const char* why = harness::memory_meter_unavailable()) GTEST_SKIP() << why;
   const Promise& promise = GetParam();
   for (const auto& implementation : stages::implementations()) {
     if (implementation->name() != promise.step) continue;
@@ -53,8 +57,8 @@ TEST_P(MemoryScaling, IsAsPromised) {
         harness::measure_scaling(*implementation, base(promise.pass), lengths);
     ASSERT_TRUE(curve.why.empty()) << curve.why;
     for (const harness::MemoryPoint& point : curve.points)
-      printf("  %s %5ld: %9ld bytes\n", std::string(name_of(point.vary)).c_str(),
-             static_cast<long>(point.n), static_cast<long>(point.bytes));
+      std::printf("  %s %5ld: %9ld bytes\n", std::string(name_of(point.vary)).c_str(),
+                  static_cast<long>(point.n), static_cast<long>(point.bytes));
     switch (promise.growth) {
       case Promise::constant:
         EXPECT_LE(curve.slope_q, 0.1);
@@ -78,10 +82,12 @@ TEST_P(MemoryScaling, IsAsPromised) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Steps, MemoryScaling, testing::ValuesIn(promises),
-                         [](const auto& info) { return std::string(info.param.step).substr(6); });
+                         [](const auto& parameter) {
+                           return std::string(parameter.param.step).substr(6);
+                         });
 
 TEST(MemoryScalingOfAKnownFunction, IsFound) {
-  if (const char* why = harness::memory_meter_unavailable(); *why != '\0') GTEST_SKIP() << why;
+  if (const char* why = harness::memory_meter_unavailable()) GTEST_SKIP() << why;
   // sq + 3 sk^2 bytes: linear in one length, quadratic in the other.
   const auto known = harness::make_implementation("known", [](const harness::Call& call) -> Status {
     const auto q = static_cast<std::size_t>(call.problem.seqlen_q(0));

@@ -107,7 +107,7 @@ TEST_P(EveryStep, RefusesWithAReasonWhatNoStepDoes) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Stages, EveryStep, testing::ValuesIn(written_steps()),
-                         [](const auto& info) { return info.param.substr(6); });
+                         [](const auto& parameter) { return parameter.param.substr(6); });
 
 TEST(Threads, GiveTheSameBitsHoweverMany) {
   const harness::Implementation& kernel = step("stage.2d_threads");

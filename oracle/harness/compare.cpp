@@ -134,7 +134,7 @@ class Tally {
     const OutputReport& r = report_;
     std::vector<std::string> why;
     if (unwritten_ > 0)
-      why.push_back(fmt::format("{} of {} elements were never written", unwritten_, elements_));
+      why.push_back(fmt::format("{} of {} elements are unwritten", unwritten_, elements_));
     if (not_numbers_ > 0)
       why.push_back(
           fmt::format("{} of {} elements are NaN or infinite where they should not be, or "
