@@ -118,7 +118,7 @@ TEST(VerdictText, AFailureIsAPage) {
         "                k was written to, first at element 17\n",
         "batch 0, head 1, row 63, column 5\n", "0.75", "expected  0.5\n", "bound     1e-05",
         "error/bound  2.5e+04\n", "off by 12.5 of its bound\n",
-        "broken: max error 0.25, allowed 4e-07 = 2 x 2e-07 (naive's own) + 2 atol\n",
+        "broken: max error 0.25, allowed 4e-07, naive's own error 2e-07\n",
         "one row of text = 8 query rows", "                |...x....|\n",
         "                |.N......|\n", "  the others    lse 0.12", "  judged        every row\n",
         "  not checked   dq, dk, dv: a forward problem; memory\n",

@@ -39,7 +39,9 @@ struct OutputReport {
   Place worst;  ///< the element with the largest ratio
   double got = 0, expected = 0, bound = 0;
 
-  /// flash-attn's own rule: error <= 2 x the error of the same arithmetic done naively + 2 atol.
+  /// flash-attn's own rule: error <= 2 x the error of the same arithmetic done naively + 2 atol
+  /// (see docs/error-bounds.md for how lucky naive arithmetic is not let decide). Allowed 0: not
+  /// applied.
   double naive_error = 0, naive_allowed = 0;
   bool naive_rule_passed = true;
 
