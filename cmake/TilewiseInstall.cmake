@@ -6,6 +6,7 @@
 #   <prefix>/lib/libtilewise_{oracle,harness}.a
 #   <prefix>/lib/cmake/tilewise/                            the package: tilewise::core, ::oracle,
 #                                                           ::harness, ::memory_hooks
+#   <prefix>/share/tilewise/minilm.safetensors              for fill=real: TILEWISE_DATA names the folder
 # The prefix may be moved afterwards. Libraries that FetchContent built are in nobody's package, so
 # with them nothing is installed.
 include(GNUInstallDirs)
@@ -39,4 +40,6 @@ write_basic_package_version_file(${PROJECT_BINARY_DIR}/cmake/tilewiseConfigVersi
 install(FILES ${PROJECT_BINARY_DIR}/cmake/tilewiseConfig.cmake
               ${PROJECT_BINARY_DIR}/cmake/tilewiseConfigVersion.cmake
         DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/tilewise)
+install(FILES tests/data/minilm.safetensors tests/data/README.md
+        DESTINATION ${CMAKE_INSTALL_DATADIR}/tilewise)
 install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})

@@ -24,6 +24,7 @@ xsimd|build|SIMD in step 2c|libxsimd-dev|xsimd-devel|xsimd|xsimd
 cli11|build|arguments of the tilewise command|libcli11-dev|cli11-devel|cli11|cli11
 gnuplot|plot|plots in the report|gnuplot-nox|gnuplot|gnuplot|gnuplot
 gtest|test|the tests (GoogleTest)|libgtest-dev|gtest-devel|gtest|googletest
+benchmark|test|the benchmarks (Google Benchmark)|libbenchmark-dev|google-benchmark-devel|benchmark|google-benchmark
 python|test|tests of tools/tilewise.py|python3|python3|python|python
 numpy|test|arrays from outside, judged in the tests|python3-numpy|python3-numpy|python-numpy|numpy
 clang|clang|the second compiler|clang|clang|clang|llvm
@@ -76,6 +77,9 @@ found_cli11
 #endif
 #if __has_include(<gtest/gtest.h>)
 found_gtest
+#endif
+#if __has_include(<benchmark/benchmark.h>)
+found_benchmark
 #endif
 EOT
   return 0

@@ -285,12 +285,13 @@ int tour_command(const TourOptions& options) {
   write_text(out / "report.html", report_html(tour));
   const std::string json = tour_json(tour);
   write_text(out / "tour.json", json);
+  const std::string text = terminal_text(tour);
+  write_text(out / "tour.txt", text);
   if (options.json)
     print(json);
   else
-    print(terminal_text(tour) + fmt::format("{:.1f} s. The report: {}\nThe numbers: {}\n",
-                                            tour.seconds, (out / "report.html").string(),
-                                            (out / "tour.json").string()));
+    print(text + fmt::format("{:.1f} s. The report: {}\nThe numbers: {}\n", tour.seconds,
+                             (out / "report.html").string(), (out / "tour.json").string()));
   for (const TourRun& run : tour.runs) {
     if (run.verdict.state == State::error)
       throw BadInput(fmt::format("{} could not be judged: {}", run.implementation,

@@ -13,6 +13,8 @@ In a page, between a pair of marks, everything is written by this program:
     <!-- /measured -->
     <!-- ladder -->                   every step of the course with its idea and numbers
     <!-- /ladder -->
+    <!-- terminal -->                 what the tour printed: tour.txt beside tour.json
+    <!-- /terminal -->
 
 Without --tour the numbers stay as they are. Python's standard library only.
 """
@@ -25,7 +27,7 @@ import sys
 import textwrap
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-PAGES = ("stages/README.md", "stages/*/README.md")
+PAGES = ("README.md", "docs/*.md", "stages/README.md", "stages/*/README.md")
 LANGUAGES = {".cpp": "cpp", ".hpp": "cpp", ".cu": "cpp", ".cuh": "cpp", ".py": "python",
              ".sh": "sh", ".txt": "text"}
 
@@ -224,11 +226,16 @@ def ladder(tour):
     return text + ("\n\n" + machine_text(tour) if machine_text(tour) else "")
 
 
+def terminal(tour):
+    """What the tour printed, as it stood on the terminal."""
+    return "```\n%s\n```" % tour["terminal"].strip("\n")
+
+
 # ---- pages --------------------------------------------------------------------------------------
 
-MARK = re.compile(r"^<!-- (snippet|measured|ladder)(?:: ([^>]*?))? -->[ \t]*\n(.*?)^<!-- /\1 -->[ \t]*$",
+MARK = re.compile(r"^<!-- (snippet|measured|ladder|terminal)(?:: ([^>]*?))? -->[ \t]*\n(.*?)^<!-- /\1 -->[ \t]*$",
                   re.MULTILINE | re.DOTALL)
-OPENING = re.compile(r"^<!-- (snippet|measured|ladder)\b", re.MULTILINE)
+OPENING = re.compile(r"^<!-- (snippet|measured|ladder|terminal)\b", re.MULTILINE)
 
 
 def woven(page, text, tour):
@@ -243,6 +250,8 @@ def woven(page, text, tour):
             return hit.group(0)
         elif kind == "measured":
             new = "\n" + measured(tour, argument) + "\n"
+        elif kind == "terminal":
+            new = terminal(tour)
         else:
             new = "\n" + ladder(tour) + "\n"
         opening = hit.group(0).split("\n", 1)[0].rstrip()
@@ -265,6 +274,7 @@ def main():
     if options.tour:
         try:
             tour = json.loads(options.tour.read_text(encoding="utf-8"))
+            tour["terminal"] = options.tour.with_suffix(".txt").read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             print("%s: no tour to read (%s)" % (options.tour, error), file=sys.stderr)
             return 2

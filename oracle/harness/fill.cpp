@@ -6,6 +6,7 @@
 
 #include <array>
 #include <cmath>
+#include <cstdlib>
 #include <numbers>
 #include <vector>
 
@@ -208,6 +209,12 @@ void fill_broadcast(const Problem& problem, Stream stream, const TensorView& ten
   }
 }
 
+/// $TILEWISE_DATA, or where this was built from.
+std::string default_directory() {
+  const char* const named = std::getenv("TILEWISE_DATA");
+  return named != nullptr && *named != '\0' ? named : TILEWISE_DATA_DIRECTORY;
+}
+
 void fill_lengths(const Problem& problem, const AttentionTensors& tensors) {
   std::int64_t sum_q = 0, sum_k = 0;
   const auto put = [](const TensorView& vector, std::int64_t at, std::int64_t value) {
@@ -231,8 +238,7 @@ Status fill_inputs(const Problem& problem, const AttentionTensors& tensors,
                    const std::string& data_directory) {
   formats::Arrays real;
   if (problem.fill == Fill::real) {
-    const std::string directory =
-        data_directory.empty() ? std::string(TILEWISE_DATA_DIRECTORY) : data_directory;
+    const std::string directory = data_directory.empty() ? default_directory() : data_directory;
     auto read = formats::read_arrays(directory + "/minilm.safetensors");
     if (const auto* error = std::get_if<formats::FileError>(&read))
       return failure(Code::io, "fill=real: %s", error->message.c_str());

@@ -22,7 +22,7 @@ struct Options {
   bool measure_memory = false;
   double time_seconds = 0;     ///< at least this long spent timing; 0: do not time
   int threads = 0;             ///< handed to the implementation; 0: all of the machine's
-  std::string data_directory;  ///< where fill=real finds its tensors; empty: the source tree's
+  std::string data_directory;  ///< where fill=real finds its tensors; empty: see fill.hpp
   Progress progress;
 };
 

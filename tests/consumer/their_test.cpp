@@ -26,11 +26,13 @@ auto their_implementation(int first_future_key = 1) {
       });
 }
 
+// [snippet check]
 TEST(TheirKernel, Passes) {
   const auto kernel = their_implementation();
   EXPECT_TRUE(tilewise::harness::passes(kernel, "fwd b2 sq100 sk100 h3 d64"));
   EXPECT_TRUE(tilewise::harness::passes(kernel, "fwd b1 sq61 sk129 h2 d32 causal"));
 }
+// [end check]
 
 TEST(TheirKernel, IsRejectedWhenItLooksOneKeyTooFar) {
   const auto verdict =
