@@ -9,7 +9,9 @@
 
 namespace tilewise {
 
-/// Four 32-bit words for counter `index` of stream `stream` under `seed`.
+/// Four 32-bit words for counter `index` of stream `stream` under `seed`. Ten rounds is the paper's
+/// choice; flash-attn's dropout uses seven.
+template <int rounds = 10>
 constexpr std::array<std::uint32_t, 4> philox(std::uint64_t seed, std::uint64_t stream,
                                               std::uint64_t index) {
   constexpr std::uint64_t multiplier0 = 0xD2511F53, multiplier1 = 0xCD9E8D57;
@@ -18,7 +20,7 @@ constexpr std::array<std::uint32_t, 4> philox(std::uint64_t seed, std::uint64_t 
       static_cast<std::uint32_t>(index), static_cast<std::uint32_t>(index >> 32),
       static_cast<std::uint32_t>(stream), static_cast<std::uint32_t>(stream >> 32)};
   auto key0 = static_cast<std::uint32_t>(seed), key1 = static_cast<std::uint32_t>(seed >> 32);
-  for (int round = 0; round < 10; ++round) {
+  for (int round = 0; round < rounds; ++round) {
     const std::uint64_t product0 = multiplier0 * x[0], product1 = multiplier1 * x[2];
     x = {static_cast<std::uint32_t>(product1 >> 32) ^ x[1] ^ key0,
          static_cast<std::uint32_t>(product1),

@@ -1,5 +1,7 @@
 #include "oracle/attention.hpp"
 
+#include "core/dropout.hpp"
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -12,16 +14,6 @@ constexpr double infinity = std::numeric_limits<double>::infinity();
 
 std::int64_t entry(const TensorView& vector, std::int64_t index) {
   return static_cast<std::int64_t>(load(vector.dtype, vector.at(index * vector.strides[0])));
-}
-
-/// An element of a [batch or 1, head or 1, query or 1, key or 1] tensor.
-double broadcast(const TensorView& tensor, std::int64_t b, std::int64_t h, std::int64_t i,
-                 std::int64_t j) {
-  const std::int64_t index[4] = {b, h, i, j};
-  std::int64_t offset = 0;
-  for (int dim = 0; dim < 4; ++dim)
-    if (tensor.shape[dim] != 1) offset += index[dim] * tensor.strides[dim];
-  return load(tensor.dtype, tensor.at(offset));
 }
 
 /// A dot product with four running sums: the rounding error of a quarter of the length, and no
@@ -42,8 +34,70 @@ void add_scaled(double* y, double a, const double* x, std::int64_t n) {
 
 }  // namespace
 
+std::int64_t broadcast_offset(const TensorView& tensor, std::int64_t b, std::int64_t h,
+                              std::int64_t i, std::int64_t j) {
+  const std::int64_t index[4] = {b, h, i, j};
+  std::int64_t offset = 0;
+  for (int dim = 0; dim < tensor.ndim; ++dim)
+    if (tensor.shape[dim] != 1) offset += index[dim] * tensor.strides[dim];
+  return offset;
+}
+
+namespace {
+
+double broadcast(const TensorView& tensor, std::int64_t b, std::int64_t h, std::int64_t i,
+                 std::int64_t j) {
+  return load(tensor.dtype, tensor.at(broadcast_offset(tensor, b, h, i, j)));
+}
+
+}  // namespace
+
 Case::Case(const Problem& problem, const AttentionTensors& tensors)
-    : problem_(problem), tensors_(tensors), params_(problem.params()) {}
+    : problem_(problem), tensors_(tensors), params_(problem.params()) {
+  if (tensors_.block_mask.exists()) read_block_mask();
+}
+
+void Case::read_block_mask() {
+  const BlockMask& mask = tensors_.block_mask;
+  const std::int64_t batches = mask.kv_indices.shape[0], heads = mask.kv_indices.shape[1],
+                     rows = mask.kv_indices.shape[2], columns = mask.kv_indices.shape[3];
+  blocks_.assign(static_cast<std::size_t>(batches * heads * rows * columns), Block::absent);
+  const auto read_list = [&](const TensorView& counts, const TensorView& indices, Block kind) {
+    if (!counts.exists()) return;
+    for (std::int64_t b = 0; b < batches; ++b)
+      for (std::int64_t h = 0; h < heads; ++h)
+        for (std::int64_t row = 0; row < rows; ++row) {
+          const auto count = static_cast<std::int64_t>(broadcast(counts, b, h, row, 0));
+          for (std::int64_t n = 0; n < count; ++n) {
+            const auto column = static_cast<std::int64_t>(broadcast(indices, b, h, row, n));
+            blocks_[((b * heads + h) * rows + row) * columns + column] = kind;
+          }
+        }
+  };
+  read_list(mask.kv_num_blocks, mask.kv_indices, Block::partial);
+  read_list(mask.full_kv_num_blocks, mask.full_kv_indices, Block::full);
+}
+
+Case::Block Case::block(std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j) const {
+  const BlockMask& mask = tensors_.block_mask;
+  const TensorView& indices = mask.kv_indices;
+  const std::int64_t heads = indices.shape[1], rows = indices.shape[2], columns = indices.shape[3];
+  const std::int64_t entry_b = indices.shape[0] == 1 ? 0 : b, entry_h = heads == 1 ? 0 : h;
+  return blocks_[((entry_b * heads + entry_h) * rows + i / mask.block_q) * columns +
+                 j / mask.block_k];
+}
+
+double Case::dropout_factor(std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j) const {
+  if (params_.dropout_p == 0) return 1;
+  const Dropout dropout(params_.dropout_p, params_.philox_seed, params_.philox_offset,
+                        problem_.nheads_q);
+  return dropout.keeps(b, h, i, j) ? dropout.scale() : 0;
+}
+
+double Case::sink(std::int64_t h) const {
+  const TensorView& sinks = tensors_.sinks;
+  return sinks.exists() ? load(sinks.dtype, sinks.at(h * sinks.strides[0])) : -infinity;
+}
 
 std::int64_t Case::offset(const TensorView& tensor, Side side, std::int64_t b, std::int64_t s,
                           std::int64_t h) const {
@@ -90,6 +144,10 @@ std::vector<double> Case::head(const TensorView& tensor, Side side, std::int64_t
 }
 
 bool Case::visible(std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j) const {
+  if (tensors_.block_mask.exists()) {
+    const Block kind = block(b, h, i, j);
+    if (kind != Block::partial) return kind == Block::full;
+  }
   const Conventions& conventions = params_.conventions;
   const bool has_mask = tensors_.mask.exists();
   const bool masked_in = !has_mask || broadcast(tensors_.mask, b, h, i, j) != 0;
@@ -101,6 +159,14 @@ bool Case::visible(std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t 
                                  ? problem_.seqlen_k(b) - problem_.seqlen_q(b)
                                  : 0;
   const std::int64_t distance = j - (i + shift);  // > 0: the key comes after the query
+  if (params_.attention_chunk > 0) {
+    // Both stand in the chunk that their position divided by its length, rounded down, names.
+    const auto chunk = [&](std::int64_t position) {
+      return std::floor(static_cast<double>(position) /
+                        static_cast<double>(params_.attention_chunk));
+    };
+    if (chunk(j) != chunk(i + shift)) return false;
+  }
   if (causal_counts && distance > 0) return false;
   if (params_.window_right >= 0 && distance > params_.window_right) return false;
   if (params_.window_left >= 0) {
@@ -197,8 +263,10 @@ Row forward_row(const Case& problem_case, const KeyValueHead& head, std::int64_t
     // Not std::max: a NaN score must reach the result.
     if (!(score <= row.max)) row.max = score;
   }
+  const double sink = problem_case.sink(query_head);
+  if (!(sink <= row.max)) row.max = sink;
   // A bias of -inf hides a key as a mask does.
-  if (row.keys.empty() || row.max == -infinity) {
+  if (row.max == -infinity) {
     row.keys.clear();
     row.raw.clear();
     row.score.clear();
@@ -210,9 +278,14 @@ Row forward_row(const Case& problem_case, const KeyValueHead& head, std::int64_t
     row.p.push_back(std::exp(s - row.max));
     row.sum += row.p.back();
   }
+  row.sink = std::exp(sink - row.max);
+  row.sum += row.sink;
+  row.sink /= row.sum;
+  row.w.reserve(row.p.size());
   for (std::size_t n = 0; n < row.p.size(); ++n) {
     row.p[n] /= row.sum;
-    add_scaled(row.o.data(), row.p[n], &head.v[row.keys[n] * dv], dv);
+    row.w.push_back(row.p[n] * problem_case.dropout_factor(head.b, query_head, i, row.keys[n]));
+    add_scaled(row.o.data(), row.w[n], &head.v[row.keys[n] * dv], dv);
   }
   row.lse = row.max + std::log(row.sum);
   return row;
@@ -234,18 +307,38 @@ RowGradient backward_row(const Case& problem_case, const KeyValueHead& head, con
   RowGradient gradient;
   gradient.dq.assign(static_cast<std::size_t>(d), 0.0);
   for (std::size_t n = 0; n < row.keys.size(); ++n) {
-    gradient.dp.push_back(dot(dout.data(), &head.v[row.keys[n] * dv], dv));
+    gradient.dp.push_back(problem_case.dropout_factor(head.b, query_head, i, row.keys[n]) *
+                          dot(dout.data(), &head.v[row.keys[n] * dv], dv));
     gradient.d += row.p[n] * gradient.dp[n];
   }
   for (std::size_t n = 0; n < row.keys.size(); ++n) {
     const std::int64_t j = row.keys[n];
     double ds = row.p[n] * (gradient.dp[n] - gradient.d);
+    gradient.dfinished.push_back(ds);
     if (params.softcap != 0)
       ds *= softcap_slope(params, row.raw[n], problem_case.added(head.b, query_head, i, j));
     gradient.ds.push_back(ds);
     add_scaled(gradient.dq.data(), params.softmax_scale * ds, &head.k[j * d], d);
   }
   return gradient;
+}
+
+double bias_slope(const Case& problem_case, double raw, std::int64_t b, std::int64_t h,
+                  std::int64_t i, std::int64_t j) {
+  const AttentionParams& params = problem_case.params();
+  if (params.conventions.score_order == ScoreOrder::softcap_bias_mask) return 1;
+  return softcap_slope(params, raw, problem_case.added(b, h, i, j));
+}
+
+std::int64_t element_of(const TensorView& tensor, std::int64_t b, std::int64_t h, std::int64_t i,
+                        std::int64_t j) {
+  TensorView dense = tensor;
+  std::int64_t stride = 1;
+  for (int dim = dense.ndim - 1; dim >= 0; --dim) {
+    dense.strides[dim] = stride;
+    stride *= dense.shape[dim];
+  }
+  return broadcast_offset(dense, b, h, i, j);
 }
 
 Everything attention(const Case& problem_case) {
@@ -264,6 +357,9 @@ Everything attention(const Case& problem_case) {
     all.dq.assign(q_rows * d, 0.0);
     all.dk.assign(k_rows * d, 0.0);
     all.dv.assign(k_rows * dv, 0.0);
+    all.dsinks.assign(static_cast<std::size_t>(problem.nheads_q), 0.0);
+    if (tensors.bias.exists())
+      all.dbias.assign(static_cast<std::size_t>(tensors.bias.elements()), 0.0);
   }
   for (std::int64_t b = 0; b < problem.batch; ++b)
     for (std::int64_t h = 0; h < problem.nheads_q; ++h) {
@@ -284,8 +380,12 @@ Everything attention(const Case& problem_case) {
         for (std::size_t n = 0; n < row.keys.size(); ++n) {
           const std::int64_t column = first_key + row.keys[n];
           add_scaled(&all.dk[column * d], scale * gradient.ds[n], q.data(), d);
-          add_scaled(&all.dv[column * dv], row.p[n], dout.data(), dv);
+          add_scaled(&all.dv[column * dv], row.w[n], dout.data(), dv);
+          if (tensors.bias.exists())
+            all.dbias[element_of(tensors.bias, b, h, i, row.keys[n])] +=
+                gradient.dfinished[n] * bias_slope(problem_case, row.raw[n], b, h, i, row.keys[n]);
         }
+        all.dsinks[h] -= row.sink * gradient.d;
         if (row.empty && problem.conventions.empty_row_output == EmptyRowOutput::mean_v)
           for (std::int64_t j = 0; j < head.seqlen; ++j)
             add_scaled(&all.dv[(first_key + j) * dv], 1.0 / static_cast<double>(head.seqlen),

@@ -8,6 +8,11 @@
 //   dp_j = dO . v_j,   D = sum_j p_j dp_j = dO . o,   ds_j = p_j (dp_j - D) ds'_j/ds_j
 //   dq = scale sum_j ds_j k_j,   dk_j = scale sum_i ds_ij q_i,   dv_j = sum_i p_ij dO_i
 // where dk_j and dv_j sum over every query head that reads this key head.
+//
+// With dropout z_j = 0 or 1 / (1 - p) multiplies p_j where it meets v_j, and dO . v_j. A sink of
+// score c adds exp(c - m) to l and looks at nothing: its probability p_c has dp = 0, so its
+// gradient is -p_c D. The gradient of a bias is that of the finished score, summed over what was
+// broadcast.
 #pragma once
 
 #include "problem.hpp"
@@ -50,13 +55,22 @@ class Case {
 
   /// May query i look at key j? Every mask of the problem together.
   bool visible(std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j) const;
+  /// What dropout multiplies p_ij by: 0, or 1 / (1 - p); 1 without dropout.
+  double dropout_factor(std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j) const;
+  /// The head's sink; -inf without one.
+  double sink(std::int64_t h) const;
   /// What is added to the scaled score: ALiBi and bias.
   double added(std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j) const;
 
  private:
+  enum class Block : std::uint8_t { absent, partial, full };
+  void read_block_mask();
+  Block block(std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j) const;
+
   Problem problem_;
   AttentionTensors tensors_;
   AttentionParams params_;
+  std::vector<Block> blocks_;  // [batch or 1, nheads_q or 1, query blocks, key blocks]
 };
 
 /// One key/value head, read once as doubles and used for many rows.
@@ -69,11 +83,13 @@ KeyValueHead read_key_value_head(const Case& problem_case, std::int64_t b, std::
 
 /// One query row, worked out.
 struct Row {
-  bool empty = false;              ///< no key is visible
+  bool empty = false;              ///< no key is visible, and no sink makes up for it
   std::vector<std::int64_t> keys;  ///< the visible keys, ascending
   std::vector<double> score;       ///< s_j of those keys, after bias, softcap and all
   std::vector<double> raw;         ///< scale * q . k_j of those keys
   std::vector<double> p;           ///< their probabilities
+  std::vector<double> w;           ///< p times dropout's factor: what multiplies v
+  double sink = 0;                 ///< the sink's probability
   std::vector<double> o;           ///< [head_dim_v]; an empty row's is what the conventions say
   double max = 0;                  ///< m
   double sum = 0;                  ///< l
@@ -88,14 +104,26 @@ double expected_lse(const Conventions& conventions, const Row& row);
 /// The score after everything that is applied to the scaled dot product `raw`.
 double finished_score(const AttentionParams& params, double raw, double added);
 
+/// Where element (b, h, i, j) lies in a tensor whose dimensions may be 1 instead.
+std::int64_t broadcast_offset(const TensorView& tensor, std::int64_t b, std::int64_t h,
+                              std::int64_t i, std::int64_t j);
+
 /// ds_j/d(raw score_j): 1 without softcap, else 1 - tanh^2.
 double softcap_slope(const AttentionParams& params, double raw, double added);
 
+/// d(finished score)/d(bias): 1, or the softcap's slope where the bias is added inside it.
+double bias_slope(const Case& problem_case, double raw, std::int64_t b, std::int64_t h,
+                  std::int64_t i, std::int64_t j);
+/// The number of element (b, h, i, j) in row-major order, whatever the tensor's strides.
+std::int64_t element_of(const TensorView& tensor, std::int64_t b, std::int64_t h, std::int64_t i,
+                        std::int64_t j);
+
 struct RowGradient {
-  std::vector<double> dp;  ///< dO . v_j per visible key
-  std::vector<double> ds;  ///< gradient of the scaled score, per visible key
-  double d = 0;            ///< D = dO . o
-  std::vector<double> dq;  ///< [head_dim]
+  std::vector<double> dp;         ///< dO . v_j times dropout's factor, per visible key
+  std::vector<double> dfinished;  ///< gradient of the finished score: p (dp - D)
+  std::vector<double> ds;         ///< gradient of the scaled score, per visible key
+  double d = 0;                   ///< D = dO . o
+  std::vector<double> dq;         ///< [head_dim]
 };
 RowGradient backward_row(const Case& problem_case, const KeyValueHead& head, const Row& row,
                          std::int64_t query_head, std::int64_t i);
@@ -105,6 +133,8 @@ RowGradient backward_row(const Case& problem_case, const KeyValueHead& head, con
 /// Everything, for small problems: dense [batch][head][row][column] arrays, padded to the longest.
 struct Everything {
   std::vector<double> o, lse, dq, dk, dv;
+  std::vector<double> dbias;   ///< in the bias's own shape
+  std::vector<double> dsinks;  ///< [head]
 };
 Everything attention(const Case& problem_case);
 

@@ -122,19 +122,26 @@ NaiveRowError naive_row(const Case& problem_case, const KeyValueHead& head,
       p[n] = plain.score(q.data(), &k[key(n) * d], d, second_order, added);
       max = std::max(max, p[n]);
     }
+    const auto sink = static_cast<float>(problem_case.sink(query_head));
+    max = std::max(max, sink);
     for (float& x : p) sum += x = std::exp(x - max);
+    sum += std::exp(sink - max);
     for (float& x : p) x = plain.operand(static_cast<double>(x / sum));
+    const auto dropout = [&](std::size_t n) {
+      return static_cast<float>(problem_case.dropout_factor(head.b, query_head, i, key(n)));
+    };
 
     std::vector<float> o(static_cast<std::size_t>(dv));
     for (std::size_t n = 0; n < n_keys; ++n)
-      add_scaled(o.data(), p[n], &plain_kv.v[key(n) * dv], dv);
+      add_scaled(o.data(), p[n] * dropout(n), &plain_kv.v[key(n) * dv], dv);
     error.o = std::max(error.o, plain.error(o, 1, row.o));
     if (gradient == nullptr) continue;
 
     std::vector<float> dp(n_keys), dq(static_cast<std::size_t>(d));
     float delta = 0;
     for (std::size_t n = 0; n < n_keys; ++n) {
-      dp[n] = static_cast<float>(plain.stored(dot(dout.data(), &plain_kv.v[key(n) * dv], dv)));
+      dp[n] = dropout(n) *
+              static_cast<float>(plain.stored(dot(dout.data(), &plain_kv.v[key(n) * dv], dv)));
       delta += p[n] * dp[n];
     }
     if (second_order) {
@@ -167,6 +174,7 @@ NaiveColumnError naive_column(const Case& problem_case, const std::vector<QueryH
   NaiveColumnError error;
   for (const bool second_order : {false, true}) {
     std::vector<float> k;
+    k.reserve(k_exact.size());
     for (const double x : k_exact)
       k.push_back(static_cast<float>(second_order ? plain.stored(params.softmax_scale * x) : x));
     std::vector<float> dk(static_cast<std::size_t>(d)), dv_sum(static_cast<std::size_t>(dv));
@@ -182,13 +190,14 @@ NaiveColumnError naive_column(const Case& problem_case, const std::vector<QueryH
         const float score = plain.score(q.data(), k.data(), d, second_order, added);
         const float p =
             plain.operand(static_cast<double>(std::exp(score - static_cast<float>(facts.lse))));
-        const double dp = plain.stored(dot(dout.data(), v.data(), dv));
+        const double dropout = problem_case.dropout_factor(b, head.h, i, j);
+        const double dp = dropout * plain.stored(dot(dout.data(), v.data(), dv));
         const double product = dot(q.data(), k.data(), d);
         const auto slope = static_cast<double>(
             plain.slope(second_order ? product : params.softmax_scale * product, added));
         const double delta = second_order ? facts.plain_d : facts.d;
         const float ds = plain.operand(static_cast<double>(p) * (dp - delta) * slope);
-        add_scaled(dv_sum.data(), p, dout.data(), dv);
+        add_scaled(dv_sum.data(), p * static_cast<float>(dropout), dout.data(), dv);
         add_scaled(dk.data(), ds, q.data(), d);
       }
     error.dk = std::max(error.dk, plain.error(dk, params.softmax_scale, column.dk));

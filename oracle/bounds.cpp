@@ -20,7 +20,7 @@ double square(double x) {
 /// x . y, with the sum of squared products beside it: the magnitudes that rounding errors scale
 /// with.
 struct Dot {
-  double value = 0, squares = 0;
+  double value = 0, squares = 0, largest = 0;  ///< largest: of the partial sums' magnitudes
 };
 Dot dot(const double* x, const double* y, std::int64_t n) {
   Dot result;
@@ -28,6 +28,7 @@ Dot dot(const double* x, const double* y, std::int64_t n) {
     const double product = x[t] * y[t];
     result.value += product;
     result.squares += product * product;
+    result.largest = std::max(result.largest, std::abs(result.value));
   }
   return result;
 }
@@ -42,7 +43,7 @@ double dot_sigma(double u, std::int64_t n, double value, double squares) {
 /// Standard deviation of the scaled product scale * q . k.
 double raw_sigma(const AttentionParams& params, double u, std::int64_t head_dim, const Dot& qk) {
   const double scale = params.softmax_scale;
-  return dot_sigma(u, head_dim, scale * qk.value, square(scale) * qk.squares);
+  return dot_sigma(u, head_dim, scale * qk.largest, square(scale) * qk.squares);
 }
 
 /// Standard deviation of the finished score of one (query, key) pair.
@@ -124,7 +125,7 @@ ForwardBound bound_forward(const Case& problem_case, const KeyValueHead& head, c
   const double u = recipe.accumulate;
   ForwardBound bound;
   bound.o.assign(width, 0.0);
-  bound.o_sigma.assign(width, 0.0);
+  bound.o_rest_sigma.assign(width, 0.0);
   if (row.empty) {
     // Zero and NaN are exact; a mean of V is a sum like any other.
     for (std::size_t t = 0; t < width; ++t) {
@@ -145,6 +146,7 @@ ForwardBound bound_forward(const Case& problem_case, const KeyValueHead& head, c
       problem_case.row(problem_case.tensors().q, Side::query, head.b, i, query_head);
   const std::size_t n_keys = row.keys.size();
   const double norm = std::inner_product(row.o.begin(), row.o.end(), row.o.begin(), 0.0);
+  const double mean_raw = std::inner_product(row.p.begin(), row.p.end(), row.raw.begin(), 0.0);
   const double mean_score =
       std::inner_product(row.p.begin(), row.p.end(), row.score.begin(), 0.0, std::plus<>(),
                          [](double p, double s) { return p == 0 ? 0.0 : p * s; });
@@ -154,12 +156,13 @@ ForwardBound bound_forward(const Case& problem_case, const KeyValueHead& head, c
   double worst_tau = 0;
   for (std::size_t n = 0; n < n_keys; ++n) {
     const std::int64_t j = row.keys[n];
+    aligned[n] = norm > 0 ? dot(row.o.data(), &head.v[j * dv], dv).value / norm : 0;
+    if (row.p[n] == 0) continue;  // a bias of -inf would make 0 x inf
     const double added = problem_case.added(head.b, query_head, i, j);
     const Dot qk = dot(q.data(), &head.k[j * d], d);
     tau[n] =
         score_sigma(params, u, d, qk, row.raw[n], row.score[n], added, row.max) + exp_units * u;
     worst_tau = std::max(worst_tau, row.p[n] * tau[n]);
-    aligned[n] = norm > 0 ? dot(row.o.data(), &head.v[j * dv], dv).value / norm : 0;
   }
   // Where an error of the score is no longer small, exp turns it into more.
   const double amplify = std::exp(std::min(6 * worst_tau, 50.0));
@@ -177,13 +180,13 @@ ForwardBound bound_forward(const Case& problem_case, const KeyValueHead& head, c
     for (std::size_t n : group) {
       const double* v = &head.v[row.keys[n] * dv];
       for (std::size_t t = 0; t < width; ++t) {
-        p_sum[t] += row.p[n] * v[t];
-        s_sum[t] += row.p[n] * tau[n] * std::abs(v[t] - row.o[t]);
-        if (apart) p_variance[t] += square(row.p[n] * v[t]);
+        p_sum[t] += row.w[n] * v[t];
+        s_sum[t] += tau[n] * std::abs(row.w[n] * v[t] - row.p[n] * row.o[t]);
+        if (apart) p_variance[t] += square(row.w[n] * v[t]);
       }
-      if (apart) p_aligned += square(row.p[n] * aligned[n]);
-      p_along += row.p[n] * aligned[n];
-      s_along += row.p[n] * tau[n] * std::abs(aligned[n] - 1);
+      if (apart) p_aligned += square(row.w[n] * aligned[n]);
+      p_along += row.w[n] * aligned[n];
+      s_along += tau[n] * std::abs(row.w[n] * aligned[n] - row.p[n]);
       p += row.p[n];
       s += row.p[n] * tau[n];
     }
@@ -199,23 +202,25 @@ ForwardBound bound_forward(const Case& problem_case, const KeyValueHead& head, c
 
   // Sums that need the keys in order: magnitudes, worst partial sums, sensitivity to the scale.
   std::vector<double> magnitude(width), tiny(width), partial(width), worst_partial(width),
-      centred(width), worst_centred(width), scale_slope(width), squares(width);
+      centred(width), worst_centred(width), scale_slope(width), raw_slope(width), squares(width);
   for (std::size_t n = 0; n < n_keys; ++n) {
     const double* v = &head.v[row.keys[n] * dv];
-    const double p = row.p[n];
+    const double p = row.p[n], w = row.w[n];
     const bool subnormal = p * row.sum < std::max(recipe.probability_min, recipe.exp_eta);
     const double eta =
         subnormal ? std::min(p, std::max(recipe.probability_eta, recipe.exp_eta) / row.sum) : 0;
-    const double weighted_score = p == 0 ? 0 : p * (row.score[n] - mean_score);
+    const double dropout = p > 0 ? w / p : 0;
     for (std::size_t t = 0; t < width; ++t) {
-      magnitude[t] += p * (std::abs(v[t]) + std::abs(row.o[t]));
-      tiny[t] += eta * std::abs(v[t]);
-      partial[t] += p * v[t];
+      const double term = w * v[t], pull = term - p * row.o[t];  // pull: d o / d s_j
+      magnitude[t] += w * std::abs(v[t]) + p * std::abs(row.o[t]);
+      tiny[t] += eta * dropout * std::abs(v[t]);
+      partial[t] += term;
       worst_partial[t] = std::max(worst_partial[t], std::abs(partial[t]));
-      centred[t] += p * (v[t] - row.o[t]);
+      centred[t] += pull;
       worst_centred[t] = std::max(worst_centred[t], std::abs(centred[t]));
-      scale_slope[t] += weighted_score * v[t];
-      squares[t] += square(p * v[t]);
+      if (p > 0) scale_slope[t] += row.score[n] * pull;
+      raw_slope[t] += row.raw[n] * pull;
+      squares[t] += square(term);
     }
   }
 
@@ -224,7 +229,11 @@ ForwardBound bound_forward(const Case& problem_case, const KeyValueHead& head, c
   // Relative errors: of l as a sum; of the normaliser, for parts that were computed apart
   // (split-KV) are merged with weights exp(lse_part - lse).
   const double sum_error = six_sigma * u * std::sqrt(correlated_additions) + 4 * u;
-  const double normaliser = sum_error + 2 * u * std::abs(row.lse);
+  const double sink_sigma =
+      row.sink > 0
+          ? exp_units * u + u * (std::abs(row.max) + std::abs(problem_case.sink(query_head)))
+          : 0;
+  const double normaliser = sum_error + 2 * u * std::abs(row.lse) + 6 * row.sink * sink_sigma;
   double accumulation_along = 0, systematic_along = 0;
   for (std::size_t t = 0; t < width; ++t) {
     const double o = std::abs(row.o[t]);
@@ -236,11 +245,11 @@ ForwardBound bound_forward(const Case& problem_case, const KeyValueHead& head, c
         six_sigma * (u * additions * (worst_partial[t] + std::sqrt(squares[t])) +
                      rescaling * worst_centred[t]) +
         static_cast<double>(n_keys) * recipe.term_eta;
-    const double scale_error = 3 * u * std::abs(scale_slope[t]);
+    const double scale_error = 3 * u * std::max(std::abs(scale_slope[t]), std::abs(raw_slope[t]));
     const double computed =
         rounding_of_p + scores + accumulation + scale_error + tiny[t] + normaliser * o;
     bound.o[t] = stored_bound(o, computed, recipe);
-    bound.o_sigma[t] = recipe.output * o * uniform_sigma + recipe.output_eta + computed / 6;
+    bound.o_rest_sigma[t] = (accumulation + scale_error + tiny[t]) / 6 + recipe.output_eta;
     accumulation_along += square((accumulation + tiny[t]) * o);
     systematic_along += (scale_error + recipe.output_eta + tiny[t]) * o;
   }
@@ -262,7 +271,8 @@ ForwardBound bound_forward(const Case& problem_case, const KeyValueHead& head, c
     const double rounding =
         std::min(recipe.output, six_sigma * recipe.output * std::sqrt(variance));
     double p_magnitude = 0;
-    for (std::size_t n = 0; n < n_keys; ++n) p_magnitude += row.p[n] * (std::abs(aligned[n]) + 1);
+    for (std::size_t n = 0; n < n_keys; ++n)
+      p_magnitude += row.w[n] * std::abs(aligned[n]) + row.p[n];
     const double rounding_of_p = std::min(recipe.probability * p_magnitude,
                                           six_sigma * recipe.probability * std::sqrt(p_aligned));
     bound.scale = rounding + rounding_of_p + amplify * 6 * std::sqrt(s_aligned) +
@@ -273,11 +283,37 @@ ForwardBound bound_forward(const Case& problem_case, const KeyValueHead& head, c
 
   // No term for a row sum of rounded P: l is to be summed before P is rounded.
   bound.normaliser = normaliser;
-  bound.lse = amplify * 6 * std::sqrt(s_alone) + 3 * u * std::abs(mean_score) + sum_error +
+  bound.tau = std::move(tau);
+  bound.lse = amplify * 6 * std::sqrt(s_alone + square(row.sink * sink_sigma)) +
+              3 * u * std::max(std::abs(mean_score), std::abs(mean_raw)) + sum_error +
               six_sigma * rescaling + 2 * u * std::abs(row.max) +
               2 * std::max(u, recipe.lse) * (std::abs(row.lse) + std::log1p(row.sum) + 1);
   return bound;
 }
+
+namespace {
+
+/// Standard deviation of rounding each o_t as it is stored, seen in D = sum_t dO_t o_t: equal o_t
+/// are rounded alike.
+double stored_o_sigma(const Row& row, const std::vector<double>& dout, const Recipe& recipe) {
+  std::vector<std::pair<double, double>> parts;  // |o_t|, dO_t o_t
+  for (std::size_t t = 0; t < dout.size(); ++t)
+    parts.emplace_back(std::abs(row.o[t]), dout[t] * row.o[t]);
+  std::sort(parts.begin(), parts.end());
+  double variance = 0, run = 0;
+  for (std::size_t t = 0; t < parts.size(); ++t) {
+    run += parts[t].second;
+    variance += square(parts[t].second);
+    const bool last_of_equals = t + 1 == parts.size() || parts[t + 1].first - parts[t].first >
+                                                             recipe.output / 16 * parts[t].first;
+    if (!last_of_equals) continue;
+    variance += square(run);
+    run = 0;
+  }
+  return uniform_sigma * recipe.output * std::sqrt(variance);
+}
+
+}  // namespace
 
 RowFacts facts_of(const Row& row, const RowGradient& gradient, const ForwardBound& bound,
                   const std::vector<double>& dout, const Recipe& recipe, DType stored) {
@@ -286,18 +322,33 @@ RowFacts facts_of(const Row& row, const RowGradient& gradient, const ForwardBoun
   facts.empty = false;
   facts.lse = row.lse;
   facts.d = gradient.d;
-  float plain_d = 0;
-  for (std::size_t t = 0; t < dout.size(); ++t)
-    plain_d += static_cast<float>(dout[t]) * static_cast<float>(rounded_to(stored, row.o[t]));
-  facts.plain_d = static_cast<double>(plain_d);
   facts.lse_sigma = bound.lse / 6;
-  double variance = 0, squares = 0;
+  float plain_d = 0;
+  double rest = 0, squares = 0;
   for (std::size_t t = 0; t < dout.size(); ++t) {
-    variance += square(dout[t] * bound.o_sigma[t]);
+    plain_d += static_cast<float>(dout[t]) * static_cast<float>(rounded_to(stored, row.o[t]));
+    rest += square(dout[t] * bound.o_rest_sigma[t]);
     squares += square(dout[t] * row.o[t]);
   }
+  facts.plain_d = static_cast<double>(plain_d);
+  // D = sum_j p_j dp_j feels the errors of p as o does, by cells of equal scores.
+  double of_p = 0, of_scores = 0;
+  for (const std::vector<std::size_t>& group : equal_scores(row.score, recipe.probability / 16)) {
+    double along = 0, p = 0, scores = 0;
+    for (std::size_t n : group) {
+      const double term = row.p[n] * gradient.dp[n];
+      along += term;
+      p += row.p[n];
+      scores += row.p[n] * bound.tau[n] * std::abs(gradient.dp[n] - gradient.d);
+      if (group.size() > 1) of_p += square(term);
+    }
+    of_p += square(along) + square(p * gradient.d);
+    of_scores += square(scores);
+  }
   facts.d_sigma =
-      std::sqrt(variance) +
+      uniform_sigma * recipe.probability * std::sqrt(of_p) + std::sqrt(of_scores) +
+      stored_o_sigma(row, dout, recipe) + std::sqrt(rest) +
+      std::abs(gradient.d) * bound.normaliser / 6 +
       dot_sigma(recipe.accumulate, static_cast<std::int64_t>(dout.size()), gradient.d, squares);
   return facts;
 }
@@ -316,9 +367,11 @@ class BoundedSums {
       values->assign(static_cast<std::size_t>(width), 0.0);
   }
 
-  /// Adds operand * factors[t] to every element; `sigma` is the operand's error before rounding.
-  void add(double operand, const double* factors, double sigma, const Recipe& recipe) {
+  /// Adds operand * factors[t] to every element; `sigma` is the operand's error before rounding,
+  /// `p` the probability that it comes from.
+  void add(double operand, const double* factors, double sigma, double p, const Recipe& recipe) {
     ++terms_;
+    entries_.push_back({p, operand, sigma, factors});
     // Among the subnormal numbers rounding errs by up to eta; what is below eta may vanish.
     const bool subnormal = std::abs(operand) < recipe.probability_min;
     const double vanishing =
@@ -338,6 +391,36 @@ class BoundedSums {
     }
   }
 
+  /// Equal probabilities come of equal scores: what is computed from them errs alike, and the
+  /// errors add (queries that are equal even share their O, and its part in D).
+  void finish(const Recipe& recipe) {
+    std::sort(entries_.begin(), entries_.end(),
+              [](const Entry& a, const Entry& b) { return a.p < b.p; });
+    const auto width = static_cast<std::size_t>(width_);
+    std::vector<double> rounding(width), sigma(width);
+    alike_rounding_.assign(width, 0.0);
+    alike_variance_.assign(width, 0.0);
+    for (std::size_t first = 0; first < entries_.size();) {
+      std::size_t last = first;
+      const double cell = recipe.probability / 16 * entries_[first].p;
+      while (last < entries_.size() && entries_[last].p - entries_[first].p <= cell) ++last;
+      if (last - first > 1) {
+        std::fill(rounding.begin(), rounding.end(), 0.0);
+        std::fill(sigma.begin(), sigma.end(), 0.0);
+        for (std::size_t n = first; n < last; ++n)
+          for (std::size_t t = 0; t < width; ++t) {
+            rounding[t] += entries_[n].operand * entries_[n].factors[t];
+            sigma[t] += entries_[n].sigma * entries_[n].factors[t];
+          }
+        for (std::size_t t = 0; t < width; ++t) {
+          alike_rounding_[t] += square(rounding[t]);
+          alike_variance_[t] += square(sigma[t]);
+        }
+      }
+      first = last;
+    }
+  }
+
   std::int64_t terms() const { return terms_; }
   double sum(std::int64_t t) const { return sum_[t]; }
 
@@ -345,17 +428,35 @@ class BoundedSums {
   double bound(std::int64_t t, const Recipe& recipe) const {
     const double root = std::sqrt(squares_[t]);
     const double rounding =
-        std::min(recipe.probability * magnitude_[t], six_sigma * recipe.probability * root);
+        std::min(recipe.probability * magnitude_[t],
+                 six_sigma * recipe.probability * std::sqrt(squares_[t] + alike_rounding_[t]));
     const double accumulation = six_sigma * recipe.accumulate *
                                 std::sqrt(static_cast<double>(terms_) + 4) * (worst_[t] + root);
-    return rounding + flushed_[t] + 6 * std::sqrt(variance_[t]) + accumulation +
-           static_cast<double>(terms_) * recipe.term_eta;
+    return rounding + flushed_[t] + 6 * std::sqrt(variance_[t] + alike_variance_[t]) +
+           accumulation + static_cast<double>(terms_) * recipe.term_eta;
   }
 
  private:
+  struct Entry {
+    double p, operand, sigma;
+    const double* factors;
+  };
+  std::vector<Entry> entries_;
   std::int64_t width_, terms_;
-  std::vector<double> sum_, magnitude_, squares_, worst_, flushed_, variance_;
+  std::vector<double> sum_, magnitude_, squares_, worst_, flushed_, variance_, alike_rounding_,
+      alike_variance_;
 };
+
+/// dO . v_j as it meets P: times dropout's factor.
+Dot dropped_dot(const Case& problem_case, std::int64_t b, std::int64_t h, std::int64_t i,
+                std::int64_t j, const double* dout, const double* v) {
+  Dot result = dot(dout, v, problem_case.problem().head_dim_v);
+  const double factor = problem_case.dropout_factor(b, h, i, j);
+  result.value *= factor;
+  result.squares *= square(factor);
+  result.largest *= factor;
+  return result;
+}
 
 /// The standard deviation of ds = p (dp - D) slope, the row's common errors (D, LSE) left out.
 /// `slope` is computed as 1 - tanh^2, which cancels where tanh saturates; and an error of tanh's
@@ -366,7 +467,7 @@ double ds_sigma(const AttentionParams& params, double p, double slope, double ce
   const double slope_sigma =
       params.softcap != 0 ? 4 * u + 2 * slope / params.softcap * product_sigma : 0;
   return p * (std::abs(centred) * (slope * (tau + 4 * u) + slope_sigma) +
-              slope * (dot_sigma(u, width, dp.value, dp.squares) + u * std::abs(dp.value))) +
+              slope * (dot_sigma(u, width, dp.largest, dp.squares) + u * std::abs(dp.value))) +
          recipe.exp_eta * std::abs(centred) * slope;
 }
 
@@ -387,19 +488,22 @@ std::vector<double> bound_dq(const Case& problem_case, const KeyValueHead& head,
   const std::vector<double> dout =
       problem_case.row(problem_case.tensors().dout, Side::query, head.b, i, query_head);
   for (std::size_t n = 0; n < row.keys.size(); ++n) {
+    if (row.p[n] == 0) continue;
     const std::int64_t j = row.keys[n];
     const double added = problem_case.added(head.b, query_head, i, j);
     const double slope = softcap_slope(params, row.raw[n], added);
     const Dot qk = dot(q.data(), &head.k[j * d], d);
     const double tau =
         score_sigma(params, u, d, qk, row.raw[n], row.score[n], added, row.lse) + exp_units * u;
-    const double sigma =
-        ds_sigma(params, row.p[n], slope, gradient.dp[n] - gradient.d, tau,
-                 raw_sigma(params, u, d, qk), dot(dout.data(), &head.v[j * dv], dv), dv, recipe);
+    const double sigma = ds_sigma(
+        params, row.p[n], slope, gradient.dp[n] - gradient.d, tau, raw_sigma(params, u, d, qk),
+        dropped_dot(problem_case, head.b, query_head, i, j, dout.data(), &head.v[j * dv]), dv,
+        recipe);
     const double* k = &head.k[j * d];
-    sums.add(gradient.ds[n], k, sigma, recipe);
+    sums.add(gradient.ds[n], k, sigma, row.p[n], recipe);
     for (std::int64_t t = 0; t < d; ++t) d_slope[t] += row.p[n] * slope * k[t];
   }
+  sums.finish(recipe);
   std::vector<double> bound(static_cast<std::size_t>(d));
   for (std::int64_t t = 0; t < d; ++t) {
     const double computed = sums.bound(t, recipe) + 6 * facts.d_sigma * std::abs(d_slope[t]) +
@@ -409,45 +513,67 @@ std::vector<double> bound_dq(const Case& problem_case, const KeyValueHead& head,
   return bound;
 }
 
+PairGradient pair_gradient(const Case& problem_case, const QueryHead& head, std::int64_t i,
+                           std::int64_t j, const double* k, const double* v, const Recipe& recipe) {
+  const Problem& problem = problem_case.problem();
+  const AttentionParams& params = problem_case.params();
+  const std::int64_t d = problem.head_dim, dv = problem.head_dim_v, b = head.b, h = head.h;
+  const double u = recipe.accumulate;
+  const RowFacts& facts = head.facts[static_cast<std::size_t>(i)];
+  PairGradient pair;
+  if (facts.empty || !problem_case.visible(b, h, i, j)) return pair;
+  const double added = problem_case.added(b, h, i, j);
+  const Dot qk = dot(&head.q[i * d], k, d);
+  const double raw = params.softmax_scale * qk.value;
+  const double score = finished_score(params, raw, added);
+  const double p = std::exp(score - facts.lse);
+  if (p == 0) return pair;
+  const double slope = softcap_slope(params, raw, added);
+  const Dot dp = dropped_dot(problem_case, b, h, i, j, &head.dout[i * dv], v);
+  const double centred = dp.value - facts.d;
+  const double tau =
+      score_sigma(params, u, d, qk, raw, score, added, facts.lse) + exp_units * u + facts.lse_sigma;
+  pair.counts = true;
+  pair.p = p;
+  pair.w = p * problem_case.dropout_factor(b, h, i, j);
+  pair.w_sigma = pair.w * tau;
+  pair.ds = p * centred * slope;
+  pair.ds_sigma =
+      ds_sigma(params, p, slope, centred, tau, raw_sigma(params, u, d, qk), dp, dv, recipe) +
+      p * slope * facts.d_sigma;
+  const double of_bias = bias_slope(problem_case, raw, b, h, i, j);
+  pair.dbias = p * centred * of_bias;
+  pair.dbias_sigma = of_bias == slope ? pair.ds_sigma
+                                      : ds_sigma(params, p, 1, centred, tau, 0, dp, dv, recipe) +
+                                            p * facts.d_sigma;
+  return pair;
+}
+
 Column backward_column(const Case& problem_case, const std::vector<QueryHead>& group,
                        std::int64_t b, std::int64_t kv_head, std::int64_t j, const Recipe& recipe) {
   const Problem& problem = problem_case.problem();
-  const AttentionParams& params = problem_case.params();
   const AttentionTensors& tensors = problem_case.tensors();
   const std::int64_t d = problem.head_dim, dv = problem.head_dim_v;
-  const double u = recipe.accumulate, scale = params.softmax_scale;
+  const double u = recipe.accumulate, scale = problem_case.params().softmax_scale;
   const std::vector<double> k = problem_case.row(tensors.k, Side::key, b, j, kv_head);
   const std::vector<double> v = problem_case.row(tensors.v, Side::key, b, j, kv_head);
   BoundedSums dk(d), dv_sum(dv);
-  for (const QueryHead& head : group) {
+  const double mean = 1.0 / static_cast<double>(std::max<std::int64_t>(problem.seqlen_k(b), 1));
+  for (const QueryHead& head : group)
     for (std::int64_t i = 0; i < head.seqlen; ++i) {
-      const RowFacts& facts = head.facts[static_cast<std::size_t>(i)];
       const double* dout = &head.dout[i * dv];
-      if (facts.empty) {
-        if (problem.conventions.empty_row_output != EmptyRowOutput::mean_v) continue;
-        dv_sum.add(1.0 / static_cast<double>(problem.seqlen_k(b)), dout, 0, recipe);
+      if (head.facts[static_cast<std::size_t>(i)].empty) {
+        if (problem.conventions.empty_row_output == EmptyRowOutput::mean_v)
+          dv_sum.add(mean, dout, 0, mean, recipe);
         continue;
       }
-      if (!problem_case.visible(b, head.h, i, j)) continue;
-      const double* q = &head.q[i * d];
-      const double added = problem_case.added(b, head.h, i, j);
-      const Dot qk = dot(q, k.data(), d);
-      const double raw = scale * qk.value;
-      const double score = finished_score(params, raw, added);
-      const double p = std::exp(score - facts.lse);
-      if (p == 0) continue;
-      const double slope = softcap_slope(params, raw, added);
-      const Dot dp = dot(dout, v.data(), dv);
-      const double ds = p * (dp.value - facts.d) * slope;
-      const double tau = score_sigma(params, u, d, qk, raw, score, added, facts.lse) +
-                         exp_units * u + facts.lse_sigma;
-      const double sigma = ds_sigma(params, p, slope, dp.value - facts.d, tau,
-                                    raw_sigma(params, u, d, qk), dp, dv, recipe) +
-                           p * slope * facts.d_sigma;
-      dv_sum.add(p, dout, p * tau, recipe);
-      dk.add(ds, q, sigma, recipe);
+      const PairGradient pair = pair_gradient(problem_case, head, i, j, k.data(), v.data(), recipe);
+      if (!pair.counts) continue;
+      dv_sum.add(pair.w, dout, pair.w_sigma, pair.p, recipe);
+      dk.add(pair.ds, &head.q[i * d], pair.ds_sigma, pair.p, recipe);
     }
-  }
+  dk.finish(recipe);
+  dv_sum.finish(recipe);
   Column column;
   for (std::int64_t t = 0; t < d; ++t) {
     const double value = scale * dk.sum(t);
@@ -460,6 +586,35 @@ Column backward_column(const Case& problem_case, const std::vector<QueryHead>& g
     column.dv_bound.push_back(stored_bound(dv_sum.sum(t), dv_sum.bound(t, recipe), recipe));
   }
   return column;
+}
+
+void ScalarSum::add(double term, double sigma) {
+  sum_ += term;
+  squares_ += square(term);
+  worst_ = std::max(worst_, std::abs(sum_));
+  variance_ += square(sigma);
+  ++terms_;
+}
+
+double ScalarSum::bound(const Recipe& recipe, DType stored) const {
+  const double accumulation = six_sigma * recipe.accumulate *
+                              std::sqrt(static_cast<double>(terms_) + 4) *
+                              (worst_ + std::sqrt(squares_));
+  const double computed =
+      6 * std::sqrt(variance_) + accumulation + static_cast<double>(terms_) * recipe.term_eta;
+  return computed + unit_roundoff(stored) * (std::abs(sum_) + computed) +
+         subnormal_roundoff(stored);
+}
+
+void add_sink_gradient(const Case& problem_case, std::int64_t h, const RowFacts& facts,
+                       const Recipe& recipe, ScalarSum& sum) {
+  if (facts.empty) return;
+  const double u = recipe.accumulate, sink = problem_case.sink(h);
+  const double p = std::exp(sink - facts.lse);
+  const double tau =
+      (exp_units + 2 * std::abs(sink) + 2 * std::abs(facts.lse)) * u + facts.lse_sigma;
+  sum.add(-p * facts.d,
+          p * (std::abs(facts.d) * tau + facts.d_sigma) + recipe.exp_eta * std::abs(facts.d));
 }
 
 }  // namespace tilewise::oracle

@@ -39,8 +39,10 @@ struct ForwardBound {
   /// however small a part of each element's own bound that is.
   double scale = 0;
   double normaliser = 0;  ///< relative, of l: the part of o's error that all elements share
-  /// Standard deviation of each o_d's error: what the backward bound needs of the forward pass.
-  std::vector<double> o_sigma;
+  /// What the bound of the gradients needs of the forward pass: the standard deviation of each
+  /// key's p, relative, and of each o_d's error but for P, the scores, the normaliser and the
+  /// store.
+  std::vector<double> tau, o_rest_sigma;
 };
 ForwardBound bound_forward(const Case& problem_case, const KeyValueHead& head, const Row& row,
                            std::int64_t query_head, std::int64_t i, const Recipe& recipe);
@@ -77,5 +79,34 @@ struct Column {
 /// `group` holds every query head that reads this key head.
 Column backward_column(const Case& problem_case, const std::vector<QueryHead>& group,
                        std::int64_t b, std::int64_t kv_head, std::int64_t j, const Recipe& recipe);
+
+/// What one (query, key) pair adds to the gradients, and the standard deviations of a kernel's own.
+struct PairGradient {
+  bool counts = false;  ///< visible, and of a probability that is not zero
+  double p = 0;
+  double w = 0, w_sigma = 0;          ///< p times dropout's factor
+  double ds = 0, ds_sigma = 0;        ///< gradient of the scaled score
+  double dbias = 0, dbias_sigma = 0;  ///< gradient of what is added to it
+};
+/// Query i of `head`, key j with its rows `k` and `v`.
+PairGradient pair_gradient(const Case& problem_case, const QueryHead& head, std::int64_t i,
+                           std::int64_t j, const double* k, const double* v, const Recipe& recipe);
+
+/// A single sum with its bound: a sink's gradient, an element of a bias's.
+class ScalarSum {
+ public:
+  /// One term, computed with standard deviation `sigma`.
+  void add(double term, double sigma);
+  double value() const { return sum_; }
+  double bound(const Recipe& recipe, DType stored) const;
+
+ private:
+  double sum_ = 0, squares_ = 0, worst_ = 0, variance_ = 0;
+  std::int64_t terms_ = 0;
+};
+
+/// Adds what one row gives to its head's sink gradient.
+void add_sink_gradient(const Case& problem_case, std::int64_t h, const RowFacts& facts,
+                       const Recipe& recipe, ScalarSum& sum);
 
 }  // namespace tilewise::oracle

@@ -42,7 +42,17 @@ double Problem::scale() const {
 }
 
 AttentionParams Problem::params() const {
-  return {scale(), causal, window_left, window_right, softcap, conventions};
+  AttentionParams params;
+  params.softmax_scale = scale();
+  params.causal = causal;
+  params.window_left = window_left;
+  params.window_right = window_right;
+  params.attention_chunk = attention_chunk;
+  params.softcap = softcap;
+  params.dropout_p = dropout_p;
+  params.philox_seed = seed;
+  params.conventions = conventions;
+  return params;
 }
 
 double Problem::flops() const {
@@ -62,6 +72,7 @@ double Problem::flops() const {
     for (std::int64_t b = 0; b < batch; ++b) pairs += visible_pairs(b);
   else
     pairs = static_cast<double>(batch) * visible_pairs(0);
+  if (blocks) pairs *= blocks->density;  // as many as are expected to be there
 
   const double d = static_cast<double>(head_dim), dv = static_cast<double>(head_dim_v);
   // Two operations per multiply-add. Forward: S = Q K^T (d) and O = P V (dv). Backward: S again,
@@ -82,12 +93,12 @@ struct Choice {
   template <class Value>
   constexpr Choice(std::string_view name, Value chosen)
       : word(name), value(static_cast<int>(chosen)) {}
-  constexpr explicit(false) Choice(DType dtype) : Choice(name_of(dtype), dtype) {}
+  constexpr explicit Choice(DType dtype) : Choice(name_of(dtype), dtype) {}
 };
 
 constexpr Choice passes[] = {{"fwd", Pass::forward}, {"bwd", Pass::backward}};
-constexpr Choice dtypes[] = {DType::f64,  DType::f32,  DType::f16,
-                             DType::bf16, DType::e4m3, DType::e5m2};
+constexpr Choice dtypes[] = {Choice(DType::f64),  Choice(DType::f32),  Choice(DType::f16),
+                             Choice(DType::bf16), Choice(DType::e4m3), Choice(DType::e5m2)};
 constexpr Choice layouts[] = {
     {"bshd", Layout::bshd}, {"bhsd", Layout::bhsd}, {"packed", Layout::packed}};
 constexpr Choice booleans[] = {{"1", true}, {"0", false}};
@@ -184,28 +195,30 @@ bool read_in_range(const Key& key, std::string_view text, std::int64_t& number) 
   return read_number(text, number) && number >= key.low && number <= key.high;
 }
 
+template <class Owner, class Field>
+constexpr bool is_convention(Field Owner::*) {
+  return std::is_same_v<Owner, Conventions>;
+}
+
 template <auto field>
 constexpr Key choice_key(std::string_view name, Form form, std::span<const Choice> choices) {
-  Key key{name, {}, form, false, !requires(Problem p){p.*field;
+  Key key{name, {}, form, false, is_convention(field), {}, choices};
+  key.read = [](Problem& problem, const Key& self, std::string_view value) {
+    auto& target = get<field>(problem);
+    for (const Choice& choice : self.choices)
+      if (choice.word == value) {
+        target = static_cast<std::remove_reference_t<decltype(target)>>(choice.value);
+        return true;
+      }
+    return false;
+  };
+  key.print = [](const Problem& problem, const Key& self) -> std::optional<std::string> {
+    for (const Choice& choice : self.choices)
+      if (choice.value == static_cast<int>(get<field>(problem))) return std::string(choice.word);
+    return "?";
+  };
+  return key;
 }
-, {}, choices
-};  // namespace
-key.read = [](Problem& problem, const Key& self, std::string_view value) {
-  auto& target = get<field>(problem);
-  for (const Choice& choice : self.choices)
-    if (choice.word == value) {
-      target = static_cast<std::remove_reference_t<decltype(target)>>(choice.value);
-      return true;
-    }
-  return false;
-};
-key.print = [](const Problem& problem, const Key& self) -> std::optional<std::string> {
-  for (const Choice& choice : self.choices)
-    if (choice.value == static_cast<int>(get<field>(problem))) return std::string(choice.word);
-  return "?";
-};
-return key;
-}  // namespace tilewise
 
 template <auto field>
 constexpr Key count_key(std::string_view name, std::string_view short_name, std::int64_t high) {
@@ -296,6 +309,56 @@ constexpr Key softcap_key() {
   return key;
 }
 
+constexpr Key dropout_key() {
+  Key key{"dropout"};
+  key.expected = "a probability from 0 to less than 1";
+  key.read = [](Problem& problem, const Key&, std::string_view value) {
+    return read_number(value, problem.dropout_p) && problem.dropout_p >= 0 && problem.dropout_p < 1;
+  };
+  key.print = [](const Problem& problem, const Key&) -> std::optional<std::string> {
+    return fmt::to_string(problem.dropout_p);
+  };
+  return key;
+}
+
+constexpr Key blocks_key() {
+  Key key{"blocks"};
+  key.expected =
+      "BLOCK_Q,BLOCK_K,DENSITY: two whole numbers from {} to {} and a part from 0 to 1, such as "
+      "64,64,0.5";
+  key.low = 1;
+  key.high = most;
+  key.read = [](Problem& problem, const Key& self, std::string_view value) {
+    const std::vector<std::string_view> parts = split(value, ',');
+    BlockSparsity blocks;
+    problem.blocks = blocks;
+    if (parts.size() != 3 || !read_in_range(self, parts[0], blocks.block_q) ||
+        !read_in_range(self, parts[1], blocks.block_k) || !read_number(parts[2], blocks.density))
+      return false;
+    problem.blocks = blocks;
+    return blocks.density >= 0 && blocks.density <= 1;
+  };
+  key.print = [](const Problem& problem, const Key&) -> std::optional<std::string> {
+    if (!problem.blocks) return std::nullopt;
+    return fmt::format("{},{},{}", problem.blocks->block_q, problem.blocks->block_k,
+                       problem.blocks->density);
+  };
+  return key;
+}
+
+constexpr Key chunk_key() {
+  Key key{"chunk"};
+  key.expected = "a whole number from {} (none) to {}";
+  key.high = most;
+  key.read = [](Problem& problem, const Key& self, std::string_view value) {
+    return read_in_range(self, value, problem.attention_chunk);
+  };
+  key.print = [](const Problem& problem, const Key&) -> std::optional<std::string> {
+    return fmt::to_string(problem.attention_chunk);
+  };
+  return key;
+}
+
 constexpr Key window_key() {
   Key key{"window"};
   key.expected = "two whole numbers LEFT,RIGHT from {} (unbounded) to {}, such as 127,0";
@@ -358,10 +421,14 @@ constexpr Key keys[] = {
     scale_key(),
     choice_key<&Problem::causal>("causal", Form::name_alone, booleans),
     window_key(),
+    chunk_key(),
     softcap_key(),
     choice_key<&Problem::alibi>("alibi", Form::name_alone, booleans),
     dimensions_key<&Problem::bias>("bias"),
     dimensions_key<&Problem::mask>("mask"),
+    blocks_key(),
+    choice_key<&Problem::sink>("sink", Form::name_alone, booleans),
+    dropout_key(),
     usual(preset_key()),
     choice_key<&Conventions::alignment>("align", Form::assigned, alignments),
     choice_key<&Conventions::empty_row_output>("empty_o", Form::assigned, empty_outputs),

@@ -46,6 +46,14 @@ struct Broadcast {
   bool operator==(const Broadcast&) const = default;
 };
 
+/// A block mask: blocks of block_q queries by block_k keys, each there with this probability; of
+/// those that are there, one in four lets everything through (BlockMask's `full` lists).
+struct BlockSparsity {
+  std::int64_t block_q = 64, block_k = 64;
+  double density = 0.5;
+  bool operator==(const BlockSparsity&) const = default;
+};
+
 struct Problem {
   Pass pass = Pass::forward;
   std::int64_t batch = 1;
@@ -59,9 +67,13 @@ struct Problem {
   std::optional<double> softmax_scale;  ///< absent: the conventions' default
   bool causal = false;
   std::int64_t window_left = -1, window_right = -1;
+  std::int64_t attention_chunk = 0;
   double softcap = 0;
   bool alibi = false;  ///< slopes 2^(-8 (h + 1) / nheads_q), as Press et al. choose them
   std::optional<Broadcast> bias, mask;
+  std::optional<BlockSparsity> blocks;
+  bool sink = false;     ///< one more score a head, of N(0, 1)
+  double dropout_p = 0;  ///< its random bits come from `seed`, offset 0
   Conventions conventions{};
   Fill fill = Fill::normal;
   std::uint64_t seed = 0;

@@ -147,6 +147,10 @@ class StageImplementation final : public Implementation {
     if (problem.alibi) return "no ALiBi in these steps";
     if (problem.bias) return "no additive bias in these steps";
     if (problem.mask) return "no boolean mask in these steps";
+    if (problem.blocks) return "no block mask in these steps";
+    if (problem.sink) return "no sink in these steps";
+    if (problem.dropout_p > 0) return "no dropout in these steps";
+    if (problem.attention_chunk > 0) return "no chunks in these steps";
     if (problem.pass == Pass::backward && !can.backward) return "this step is forward only";
     if (problem.causal && !can.causal) return "this step has no causal mask yet";
     if (problem.nheads_q != problem.nheads_k && !can.grouped_heads)

@@ -51,7 +51,7 @@ struct StageArgs {
 
   Input q, k, v;  ///< [batch, seqlen, nheads, head_dim]
   Output o;
-  float* lse_data;  ///< [batch, nheads_q, seqlen_q], natural logarithm
+  float* lse_data;  ///< [batch, nheads_q, seqlen_q], natural logarithm; null unless features.lse
 
   bool backward = false;  ///< fill dq, dk, dv as well, from dout
   Input dout;

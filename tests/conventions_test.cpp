@@ -18,8 +18,7 @@ namespace {
 using enum Alignment;
 using enum EmptyRowLse;
 using enum MaskAndCausal;
-constexpr auto zero = EmptyRowOutput::zero, not_a_number = EmptyRowOutput::nan,
-               mean_v = EmptyRowOutput::mean_v;
+constexpr auto zero = EmptyRowOutput::zero, mean_v = EmptyRowOutput::mean_v;
 constexpr auto natural = LseBase::e, base_two = LseBase::two;
 constexpr auto before = WindowLeft::keys_before, with_self = WindowLeft::keys_including_self;
 constexpr auto root_d = DefaultScale::inverse_sqrt_head_dim, one = DefaultScale::one,

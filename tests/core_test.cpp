@@ -1,7 +1,9 @@
 // The vocabulary of core/: number formats (exhaustively where 16 bits or fewer), views, statuses,
 // and which keys a row may look at.
 #include "core/attention.hpp"
+#include "core/dropout.hpp"
 #include "core/dtype.hpp"
+#include "core/philox.hpp"
 #include "core/minifloat.hpp"
 #include "core/status.hpp"
 #include "core/tensor.hpp"
@@ -458,6 +460,45 @@ TEST(VisibleKeys, WindowsWithMoreQueriesThanKeys) {
 TEST(VisibleKeys, NoKeysAtAll) {
   EXPECT_EQ(picture_of(masked(true, 3, 0, bottom_right), 2, 0), (Picture{"", ""}));
   EXPECT_EQ(picture_of(masked(true, 3, 0, top_left), 2, 0), (Picture{"", ""}));
+}
+
+// The known answers of Random123 1.14 (kat_vectors): philox4x32 with 10 and with 7 rounds.
+TEST(Philox, GivesThePublishedAnswers) {
+  using Words = std::array<std::uint32_t, 4>;
+  EXPECT_EQ(philox(0, 0, 0), (Words{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
+  EXPECT_EQ(philox(0x299f31d0a4093822, 0x0370734413198a2e, 0x85a308d3243f6a88),
+            (Words{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}));
+  EXPECT_EQ(philox<7>(0, 0, 0), (Words{0x5f6fb709, 0x0d893f64, 0x4f121f81, 0x4f730a48}));
+}
+
+TEST(Dropout, KeepsTheShareThatItsBytesAllow) {
+  // A byte is kept up to floor(255 (1 - p)): of 256, one more than that.
+  for (const double p : {0.0, 0.17, 0.5, 0.6, 0.9}) {
+    const Dropout dropout(p, 7, 0, 2);
+    int kept = 0;
+    constexpr int n = 256;
+    for (int i = 0; i < n; ++i)
+      for (int j = 0; j < n; ++j) kept += dropout.keeps(0, 1, i, j);
+    const double share = (std::floor(255 * double{1.0f - static_cast<float>(p)}) + 1) / 256;
+    EXPECT_NEAR(kept / double{n * n}, share, 5 * std::sqrt(share * (1 - share)) / n) << p;
+  }
+  EXPECT_EQ(Dropout(0.5, 1, 2, 3).scale(), 2);
+}
+
+TEST(Dropout, DependsOnEveryCoordinate) {
+  const auto mask = [](std::uint64_t seed, std::uint64_t offset, std::int64_t b, std::int64_t h) {
+    std::string bits;
+    for (int i = 0; i < 40; ++i)
+      for (int j = 0; j < 70; ++j)
+        bits += Dropout(0.5, seed, offset, 4).keeps(b, h, i, j) ? '1' : '0';
+    return bits;
+  };
+  std::set<std::string> seen;
+  for (const std::uint64_t seed : {1, 2})
+    for (const std::uint64_t offset : {0, 1024})
+      for (const std::int64_t b : {0, 1})
+        for (const std::int64_t h : {0, 3}) seen.insert(mask(seed, offset, b, h));
+  EXPECT_EQ(seen.size(), 16u);
 }
 
 }  // namespace

@@ -17,7 +17,19 @@ namespace {
 
 using namespace std::string_literals;
 using tilewise::DType;
-using namespace tilewise::formats;
+using tilewise::formats::Array;
+using tilewise::formats::Arrays;
+using tilewise::formats::FileError;
+using tilewise::formats::Metadata;
+using tilewise::formats::parse_npy;
+using tilewise::formats::parse_safetensors;
+using tilewise::formats::read_arrays;
+using tilewise::formats::read_npy;
+using tilewise::formats::read_safetensors;
+using tilewise::formats::Result;
+using tilewise::formats::Safetensors;
+using tilewise::formats::write_npy;
+using tilewise::formats::write_safetensors;
 
 constexpr DType every_dtype[] = {DType::f64,  DType::f32, DType::f16, DType::bf16,   DType::e4m3,
                                  DType::e5m2, DType::i64, DType::i32, DType::boolean};
@@ -416,8 +428,7 @@ TEST_F(SafetensorsFile, EveryLieIsNamed) {
 
 TEST_F(SafetensorsFile, WhatCannotBeWrittenIsRefused) {
   const auto refused = [&](const Arrays& arrays, const Metadata& metadata = {}) {
-    const std::string message =
-        error_of(write_safetensors(path("a.safetensors"), arrays, metadata));
+    std::string message = error_of(write_safetensors(path("a.safetensors"), arrays, metadata));
     EXPECT_FALSE(std::filesystem::exists(path("a.safetensors")));
     return message;
   };

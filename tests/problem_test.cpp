@@ -604,7 +604,7 @@ TEST(ProblemArithmetic, FlopsWithTwoHeadDimensions) {
 
 TEST(ProblemArithmetic, FlopsCountVisiblePairsOnly) {
   const double each = 4 * 64;
-  EXPECT_EQ(parsed("s100 causal").flops(), each * (100 * 101 / 2));
+  EXPECT_EQ(parsed("s100 causal").flops(), each * 100 * 101 / 2);
   EXPECT_EQ(parsed("sq2 sk5 causal").flops(), each * (4 + 5));
   EXPECT_EQ(parsed("sq2 sk5 causal align=top_left").flops(), each * (1 + 2));
   EXPECT_EQ(parsed("sq5 sk2 causal").flops(), each * (0 + 0 + 0 + 1 + 2));

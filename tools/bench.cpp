@@ -16,6 +16,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <memory>
 
 namespace tilewise::tools {
@@ -36,7 +37,7 @@ double timed_call(const harness::Session& session) {
 double quantile(std::vector<double> values, double part) {
   std::sort(values.begin(), values.end());
   const auto last = static_cast<double>(values.size() - 1);
-  return values[static_cast<std::size_t>(last * part + 0.5)];
+  return values[static_cast<std::size_t>(std::lround(last * part))];
 }
 
 BenchRow::Ratio ratio_of(const Runner& first, const Runner& other) {

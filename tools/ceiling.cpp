@@ -47,9 +47,10 @@ __attribute__((target("avx512f"))) void loop_avx512(float& sink) {
   const __m512 a = _mm512_set1_ps(factor), b = _mm512_set1_ps(term);
 #pragma GCC unroll 12
   for (int i = 0; i < accumulators; ++i) x[i] = _mm512_set1_ps(start(sink, i));
-  for (int step = 0; step < steps; ++step)
+  for (int step = 0; step < steps; ++step) {
 #pragma GCC unroll 12
     for (int i = 0; i < accumulators; ++i) x[i] = _mm512_fmadd_ps(x[i], a, b);
+  }
 #pragma GCC unroll 12
   for (int i = 1; i < accumulators; ++i) x[0] = _mm512_add_ps(x[0], x[i]);
   float lanes[16];
@@ -62,9 +63,10 @@ __attribute__((target("avx2,fma"))) void loop_avx2(float& sink) {
   const __m256 a = _mm256_set1_ps(factor), b = _mm256_set1_ps(term);
 #pragma GCC unroll 12
   for (int i = 0; i < accumulators; ++i) x[i] = _mm256_set1_ps(start(sink, i));
-  for (int step = 0; step < steps; ++step)
+  for (int step = 0; step < steps; ++step) {
 #pragma GCC unroll 12
     for (int i = 0; i < accumulators; ++i) x[i] = _mm256_fmadd_ps(x[i], a, b);
+  }
 #pragma GCC unroll 12
   for (int i = 1; i < accumulators; ++i) x[0] = _mm256_add_ps(x[0], x[i]);
   float lanes[8];
@@ -80,9 +82,10 @@ void loop_four(float& sink) {
   const Vector a = {factor, factor, factor, factor}, b = {term, term, term, term};
 #pragma GCC unroll 12
   for (int i = 0; i < accumulators; ++i) x[i] = Vector{} + start(sink, i);
-  for (int step = 0; step < steps; ++step)
+  for (int step = 0; step < steps; ++step) {
 #pragma GCC unroll 12
     for (int i = 0; i < accumulators; ++i) x[i] = x[i] * a + b;
+  }
 #pragma GCC unroll 12
   for (int i = 1; i < accumulators; ++i) x[0] += x[i];
   sink = x[0][0] / accumulators;

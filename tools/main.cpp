@@ -12,9 +12,9 @@
 #include <functional>
 #include <string>
 
-namespace {
-using namespace tilewise::tools;  // this file is the command's own main
+namespace tilewise::tools {
 
+namespace {
 constexpr const char* about =
     "Tilewise: attention kernels, built step by step and judged against float64.\n"
     "A PROBLEM is one line, like \"fwd b2 s512 hq8 hk2 d64 causal\" (docs/problem.md).\n"
@@ -169,7 +169,10 @@ std::string unknown_subcommand(const CLI::App& app, int count, char** words) {
 }
 }  // namespace
 
+}  // namespace tilewise::tools
+
 int main(int count, char** words) {
+  using tilewise::tools::Commands, tilewise::tools::complain, tilewise::tools::unknown_subcommand;
   try {
     Commands commands;
     if (const std::string wrong = unknown_subcommand(commands.app, count, words); !wrong.empty())

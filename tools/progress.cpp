@@ -3,7 +3,7 @@
 
 #include "tools/common.hpp"
 
-#include <fmt/core.h>
+#include <fmt/format.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 

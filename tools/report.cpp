@@ -360,7 +360,7 @@ std::string series_colours(const Tour& tour, bool dark) {
   return css;
 }
 
-std::string filled(std::string page,
+std::string filled(const std::string& page,
                    const std::vector<std::pair<std::string, std::string>>& places) {
   std::string result;
   std::size_t at = 0;

@@ -334,7 +334,7 @@ class Reader {
   std::vector<std::int64_t> lengths(const char* name, std::int64_t batch,
                                     std::int64_t seqlen) const {
     if (!has(name)) return {seqlen};
-    const std::vector<std::int64_t> values = integers(name);
+    std::vector<std::int64_t> values = integers(name);
     const bool fit = std::all_of(values.begin(), values.end(),
                                  [&](std::int64_t n) { return n >= 0 && n <= seqlen; });
     if (static_cast<std::int64_t>(values.size()) != batch || !fit)

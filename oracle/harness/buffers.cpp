@@ -12,27 +12,43 @@ namespace {
 /// A tensor's name and place, for everything that walks over all of them.
 struct Member {
   const char* name;
-  TensorView AttentionTensors::*view;
+  TensorView& (*view)(AttentionTensors&);
   bool input;
 };
 
+template <TensorView AttentionTensors::*member>
+TensorView& tensor(AttentionTensors& tensors) {
+  return tensors.*member;
+}
+template <TensorView BlockMask::*member>
+TensorView& block_list(AttentionTensors& tensors) {
+  return tensors.block_mask.*member;
+}
+
 constexpr Member members[] = {
-    {"q", &AttentionTensors::q, true},
-    {"k", &AttentionTensors::k, true},
-    {"v", &AttentionTensors::v, true},
-    {"alibi_slopes", &AttentionTensors::alibi_slopes, true},
-    {"bias", &AttentionTensors::bias, true},
-    {"mask", &AttentionTensors::mask, true},
-    {"cu_seqlens_q", &AttentionTensors::cu_seqlens_q, true},
-    {"cu_seqlens_k", &AttentionTensors::cu_seqlens_k, true},
-    {"seqlens_q", &AttentionTensors::seqlens_q, true},
-    {"seqlens_k", &AttentionTensors::seqlens_k, true},
-    {"dout", &AttentionTensors::dout, true},
-    {"o", &AttentionTensors::o, false},
-    {"lse", &AttentionTensors::lse, false},
-    {"dq", &AttentionTensors::dq, false},
-    {"dk", &AttentionTensors::dk, false},
-    {"dv", &AttentionTensors::dv, false},
+    {"q", tensor<&AttentionTensors::q>, true},
+    {"k", tensor<&AttentionTensors::k>, true},
+    {"v", tensor<&AttentionTensors::v>, true},
+    {"alibi_slopes", tensor<&AttentionTensors::alibi_slopes>, true},
+    {"bias", tensor<&AttentionTensors::bias>, true},
+    {"mask", tensor<&AttentionTensors::mask>, true},
+    {"sinks", tensor<&AttentionTensors::sinks>, true},
+    {"kv_num_blocks", block_list<&BlockMask::kv_num_blocks>, true},
+    {"kv_indices", block_list<&BlockMask::kv_indices>, true},
+    {"full_kv_num_blocks", block_list<&BlockMask::full_kv_num_blocks>, true},
+    {"full_kv_indices", block_list<&BlockMask::full_kv_indices>, true},
+    {"cu_seqlens_q", tensor<&AttentionTensors::cu_seqlens_q>, true},
+    {"cu_seqlens_k", tensor<&AttentionTensors::cu_seqlens_k>, true},
+    {"seqlens_q", tensor<&AttentionTensors::seqlens_q>, true},
+    {"seqlens_k", tensor<&AttentionTensors::seqlens_k>, true},
+    {"dout", tensor<&AttentionTensors::dout>, true},
+    {"o", tensor<&AttentionTensors::o>, false},
+    {"lse", tensor<&AttentionTensors::lse>, false},
+    {"dq", tensor<&AttentionTensors::dq>, false},
+    {"dk", tensor<&AttentionTensors::dk>, false},
+    {"dv", tensor<&AttentionTensors::dv>, false},
+    {"dbias", tensor<&AttentionTensors::dbias>, false},
+    {"dsinks", tensor<&AttentionTensors::dsinks>, false},
 };
 
 /// [batch, seqlen, nheads, width], or [total, nheads, width] packed, in the problem's layout.
@@ -45,6 +61,21 @@ TensorView activation(const Problem& problem, DType dtype, std::int64_t seqlen, 
     case Layout::packed: return contiguous(nullptr, dtype, total, nheads, width);
   }
   return {};
+}
+
+/// A block mask that differs from sequence to sequence and from head to head.
+BlockMask block_mask(const Problem& problem, const BlockSparsity& blocks) {
+  const auto count = [](std::int64_t length, std::int64_t block) {
+    return (length + block - 1) / block;
+  };
+  const std::int64_t rows = count(problem.max_seqlen_q(), blocks.block_q);
+  const std::int64_t columns = count(problem.max_seqlen_k(), blocks.block_k);
+  BlockMask mask{blocks.block_q, blocks.block_k, {}, {}, {}, {}};
+  mask.kv_num_blocks = mask.full_kv_num_blocks =
+      contiguous(nullptr, DType::i32, problem.batch, problem.nheads_q, rows);
+  mask.kv_indices = mask.full_kv_indices =
+      contiguous(nullptr, DType::i32, problem.batch, problem.nheads_q, rows, columns);
+  return mask;
 }
 
 TensorView broadcastable(const Problem& problem, DType dtype, const Broadcast& present) {
@@ -72,6 +103,8 @@ AttentionTensors tensor_shapes(const Problem& problem, const Outputs& outputs) {
   if (problem.alibi) shapes.alibi_slopes = contiguous(nullptr, DType::f32, problem.nheads_q);
   if (problem.bias) shapes.bias = broadcastable(problem, DType::f32, *problem.bias);
   if (problem.mask) shapes.mask = broadcastable(problem, DType::boolean, *problem.mask);
+  if (problem.sink) shapes.sinks = contiguous(nullptr, DType::f32, problem.nheads_q);
+  if (problem.blocks) shapes.block_mask = block_mask(problem, *problem.blocks);
   if (problem.layout == Layout::packed) {
     shapes.cu_seqlens_q = shapes.cu_seqlens_k = contiguous(nullptr, DType::i32, problem.batch + 1);
   } else if (problem.varlen()) {
@@ -87,6 +120,9 @@ AttentionTensors tensor_shapes(const Problem& problem, const Outputs& outputs) {
   if (outputs.dq) shapes.dq = of_queries(stored, problem.head_dim);
   if (outputs.dk) shapes.dk = of_keys(stored, problem.head_dim);
   if (outputs.dv) shapes.dv = of_keys(stored, problem.head_dim_v);
+  if (outputs.dbias && problem.bias) shapes.dbias = shapes.bias;
+  if (outputs.dsinks && problem.sink)
+    shapes.dsinks = contiguous(nullptr, DType::f32, problem.nheads_q);
   return shapes;
 }
 
@@ -104,7 +140,7 @@ Status ProblemBuffers::allocate(const Problem& problem, const Outputs& outputs) 
   buffers_.clear();
   tensors_ = tensor_shapes(problem, outputs);
   for (const Member& member : members) {
-    TensorView& view = tensors_.*member.view;
+    TensorView& view = member.view(tensors_);
     if (view.ndim == 0) continue;
     if (Status status = add(view, member.name, member.input); !status.ok()) return status;
   }

@@ -404,16 +404,15 @@ class Comparer {
   }
 
   void judge_columns() {
+    std::vector<oracle::ScalarSum> sinks(static_cast<std::size_t>(problem_.nheads_q));
+    std::vector<oracle::ScalarSum> bias;
+    if (tensors_.dbias.exists() && sampling_.everything())
+      bias.resize(static_cast<std::size_t>(tensors_.dbias.elements()));
     const bool possible = sampling_.everything() || (tensors_.lse.exists() && tensors_.o.exists());
     if (!possible) {
       result_.not_checked.push_back(
           "dk and dv: a problem of this size needs o and lse beside them, or --every-row");
-      for (const char* name : {"dk", "dv"}) {
-        OutputReport report;
-        report.name = name;
-        report.why = "needs o and lse";
-        result_.outputs.push_back(report);
-      }
+      for (const char* name : {"dk", "dv"}) absent(name, "needs o and lse");
       return;
     }
     const std::int64_t heads = problem_.batch * problem_.nheads_k;
@@ -424,10 +423,14 @@ class Comparer {
       std::vector<oracle::QueryHead> group;
       for (std::int64_t h = kv_head * problem_.group(); h < (kv_head + 1) * problem_.group(); ++h) {
         if (!sampling_.everything()) adopt_facts(b, h, sampling_.rows(b, h));
+        if (problem_.sink)
+          for (const oracle::RowFacts& fact : facts_[head_index(b, h)])
+            oracle::add_sink_gradient(case_, h, fact, recipe_, sinks[static_cast<std::size_t>(h)]);
         group.push_back({b, h, problem_.seqlen_q(b), case_.head(tensors_.q, Side::query, b, h),
                          case_.head(tensors_.dout, Side::query, b, h),
                          std::move(facts_[head_index(b, h)])});
       }
+      if (!bias.empty()) add_bias_gradient(group, b, kv_head, bias);
       const oracle::Sample sample = sampling_.columns(b, kv_head);
       constexpr std::int64_t piece = 16;
       const auto columns = static_cast<std::int64_t>(sample.positions.size());
@@ -448,6 +451,62 @@ class Comparer {
       advance(0.6 / static_cast<double>(heads));
     }
     finish(column_tallies(), tallies);
+    if (problem_.sink) judge_scalars("dsinks", tensors_.dsinks, sinks);
+    if (problem_.bias && tensors_.dbias.exists() && bias.empty()) {
+      result_.not_checked.push_back("dbias: at this size only with --every-row");
+      absent("dbias", "not judged at this size");
+    } else if (problem_.bias) {
+      judge_scalars("dbias", tensors_.dbias, bias);
+    }
+  }
+
+  /// Every pair of one key head adds to the element of the bias that it was given.
+  void add_bias_gradient(const std::vector<oracle::QueryHead>& group, std::int64_t b,
+                         std::int64_t kv_head, std::vector<oracle::ScalarSum>& bias) const {
+    const oracle::KeyValueHead keys = oracle::read_key_value_head(case_, b, kv_head);
+    for (const oracle::QueryHead& head : group)
+      for (std::int64_t i = 0; i < head.seqlen; ++i)
+        for (std::int64_t j = 0; j < keys.seqlen; ++j) {
+          const oracle::PairGradient pair =
+              oracle::pair_gradient(case_, head, i, j, &keys.k[j * problem_.head_dim],
+                                    &keys.v[j * problem_.head_dim_v], recipe_);
+          if (pair.counts)
+            bias[static_cast<std::size_t>(oracle::element_of(tensors_.bias, b, head.h, i, j))].add(
+                pair.dbias, pair.dbias_sigma);
+        }
+  }
+
+  /// An output whose elements are sums of their own, each a row of one element in the report: row n
+  /// is element n in row-major order.
+  void judge_scalars(const char* name, const TensorView& view,
+                     const std::vector<oracle::ScalarSum>& sums) {
+    if (!view.exists()) {
+      result_.not_checked.push_back(std::string(name) + ": not given");
+      absent(name, "not given");
+      return;
+    }
+    Tally tally(name, view.dtype, poisoned_);
+    tally.total(view.elements());
+    for (std::int64_t n = 0; n < view.elements(); ++n) {
+      std::int64_t rest = n, offset = 0;
+      for (int dim = view.ndim - 1; dim >= 0; --dim) {
+        offset += rest % view.shape[dim] * view.strides[dim];
+        rest /= view.shape[dim];
+      }
+      const oracle::ScalarSum& sum = sums[static_cast<std::size_t>(n)];
+      const double expected = sum.value(), bound = sum.bound(recipe_, view.dtype);
+      tally.row({0, 0, n, 0}, view, offset, 1, &expected, &bound, 1, 0);
+    }
+    OutputReport report = tally.finish(/*naive_rule=*/false);
+    if (!report.passed) result_.reasons.push_back(report.name + ": " + report.why);
+    result_.outputs.push_back(std::move(report));
+  }
+
+  void absent(const char* name, const char* why) {
+    OutputReport report;
+    report.name = name;
+    report.why = why;
+    result_.outputs.push_back(report);
   }
 
   std::vector<Tally> column_tallies() const {

@@ -15,7 +15,7 @@ namespace tilewise::harness {
 namespace {
 
 /// Which numbers a tensor draws: its stream of the generator.
-enum Stream : std::uint64_t { of_q, of_k, of_v, of_dout, of_bias, of_mask, of_choices };
+enum Stream : std::uint64_t { of_q, of_k, of_v, of_dout, of_bias, of_sinks, of_choices };
 
 /// Four independent N(0, 1) numbers (Box and Muller 1958).
 std::array<double, 4> normals(std::uint64_t seed, std::uint64_t stream, std::uint64_t index) {
@@ -209,6 +209,38 @@ void fill_broadcast(const Problem& problem, Stream stream, const TensorView& ten
   }
 }
 
+/// The lists of a block mask: each block is there with the problem's density, one in four of those
+/// in full. Behind the counted entries stands what nobody may use.
+void fill_block_mask(const Problem& problem, const BlockMask& mask) {
+  const TensorView& shape = mask.kv_indices;
+  const auto threshold = static_cast<std::uint64_t>(problem.blocks->density * 0x1p32);
+  std::uint64_t element = 0;
+  for (std::int64_t b = 0; b < shape.shape[0]; ++b)
+    for (std::int64_t h = 0; h < shape.shape[1]; ++h)
+      for (std::int64_t row = 0; row < shape.shape[2]; ++row) {
+        const std::int64_t at =
+            b * shape.strides[0] + h * shape.strides[1] + row * shape.strides[2];
+        std::int64_t partial = 0, full = 0;
+        for (std::int64_t column = 0; column < shape.shape[3]; ++column, ++element) {
+          if (choice(problem.seed, 34, element) >= threshold) continue;
+          const bool whole = choice(problem.seed, 35, element) % 4 == 0;
+          store(DType::i32,
+                (whole ? mask.full_kv_indices : mask.kv_indices)
+                    .at(at + (whole ? full++ : partial++)),
+                static_cast<double>(column));
+        }
+        for (std::int64_t n = partial; n < shape.shape[3]; ++n)
+          store(DType::i32, mask.kv_indices.at(at + n), -1);
+        for (std::int64_t n = full; n < shape.shape[3]; ++n)
+          store(DType::i32, mask.full_kv_indices.at(at + n), -1);
+        const TensorView& counts = mask.kv_num_blocks;
+        const std::int64_t count_at =
+            b * counts.strides[0] + h * counts.strides[1] + row * counts.strides[2];
+        store(DType::i32, mask.kv_num_blocks.at(count_at), static_cast<double>(partial));
+        store(DType::i32, mask.full_kv_num_blocks.at(count_at), static_cast<double>(full));
+      }
+}
+
 /// $TILEWISE_DATA, or where this was built from.
 std::string default_directory() {
   const char* const named = std::getenv("TILEWISE_DATA");
@@ -252,7 +284,11 @@ Status fill_inputs(const Problem& problem, const AttentionTensors& tensors,
   fill_rows(problem, filler, of_v, tensors.v);
   if (tensors.dout.exists()) fill_rows(problem, filler, of_dout, tensors.dout);
   if (tensors.bias.exists()) fill_broadcast(problem, of_bias, tensors.bias);
-  if (tensors.mask.exists()) fill_broadcast(problem, of_mask, tensors.mask);
+  if (tensors.mask.exists()) fill_broadcast(problem, of_choices, tensors.mask);
+  for (std::int64_t h = 0; tensors.sinks.exists() && h < problem.nheads_q; ++h)
+    store(tensors.sinks.dtype, tensors.sinks.at(h),
+          normals(problem.seed, of_sinks, static_cast<std::uint64_t>(h))[0]);
+  if (tensors.block_mask.exists()) fill_block_mask(problem, tensors.block_mask);
   for (std::int64_t h = 0; tensors.alibi_slopes.exists() && h < problem.nheads_q; ++h)
     store(tensors.alibi_slopes.dtype, tensors.alibi_slopes.at(h),
           std::exp2(-8.0 * static_cast<double>(h + 1) / static_cast<double>(problem.nheads_q)));

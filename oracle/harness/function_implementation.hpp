@@ -44,8 +44,8 @@ class FunctionImplementation final : public Implementation {
   Outputs writes(const Problem& problem) const override {
     const Outputs all = Implementation::writes(problem);
     const Outputs& own = traits_.writes;
-    return {all.o && own.o, all.lse && own.lse, all.dq && own.dq, all.dk && own.dk,
-            all.dv && own.dv};
+    return {all.o && own.o,   all.lse && own.lse,     all.dq && own.dq,        all.dk && own.dk,
+            all.dv && own.dv, all.dbias && own.dbias, all.dsinks && own.dsinks};
   }
   Outputs repeatable() const override { return traits_.repeatable; }
   std::optional<double> bytes_moved(const Problem& problem) const override {

@@ -74,11 +74,12 @@ class Judgement {
     const std::vector<ProblemBuffers::Snapshot> first = session_.buffers().snapshot();
     const Outputs promised = implementation_.repeatable();
     const auto is_promised = [&](const std::string& name) {
-      return name == "o"     ? promised.o
-             : name == "lse" ? promised.lse
-             : name == "dq"  ? promised.dq
-             : name == "dk"  ? promised.dk
-                             : promised.dv;
+      const std::pair<const char*, bool> outputs[] = {
+          {"o", promised.o},          {"lse", promised.lse}, {"dq", promised.dq},
+          {"dk", promised.dk},        {"dv", promised.dv},   {"dbias", promised.dbias},
+          {"dsinks", promised.dsinks}};
+      return std::any_of(std::begin(outputs), std::end(outputs),
+                         [&](const auto& output) { return name == output.first && output.second; });
     };
     bool judge_each = false;
     for (int n = 0; n < options_.repeats; ++n) {
@@ -149,14 +150,15 @@ Verdict check(const Implementation& implementation, const Problem& problem,
   return Judgement(implementation, problem, options).run();
 }
 
-Verdict check(const Implementation& implementation, std::string_view line, const Options& options) {
-  const auto parsed = parse_problem(line);
+Verdict check(const Implementation& implementation, std::string_view problem,
+              const Options& options) {
+  const auto parsed = parse_problem(problem);
   if (const ParseError* error = std::get_if<ParseError>(&parsed)) {
     Verdict verdict;
     verdict.state = State::error;
     verdict.implementation = implementation.name();
-    verdict.problem = line;
-    verdict.reasons.push_back(error->explain(line));
+    verdict.problem = problem;
+    verdict.reasons.push_back(error->explain(problem));
     return verdict;
   }
   return check(implementation, std::get<Problem>(parsed), options);

@@ -26,9 +26,10 @@ struct Support {
 /// A set of outputs.
 struct Outputs {
   bool o = false, lse = false, dq = false, dk = false, dv = false;
+  bool dbias = false, dsinks = false;
 
   static constexpr Outputs none() { return {}; }
-  static constexpr Outputs all() { return {true, true, true, true, true}; }
+  static constexpr Outputs all() { return {true, true, true, true, true, true, true}; }
 };
 
 /// One call: what to compute, on which tensors, with which scratch memory.
@@ -55,7 +56,13 @@ class Implementation {
   /// Which outputs this implementation writes; O always, gradients in a backward problem.
   virtual Outputs writes(const Problem& problem) const {
     const bool backward = problem.pass == Pass::backward;
-    return {true, true, backward, backward, backward};
+    return {true,
+            true,
+            backward,
+            backward,
+            backward,
+            backward && problem.bias,
+            backward && problem.sink};
   }
 
   /// Which outputs have the same bits at every call. The harness holds it to this.

@@ -48,6 +48,8 @@ const tilewise::harness::MemoryHooks hooks = {
 #include <sys/mman.h>
 #include <unistd.h>
 
+// The C library's own names for them, reserved as they are: there are no others.
+// NOLINTBEGIN(readability-identifier-naming)
 extern "C" {
 void* __libc_malloc(std::size_t bytes);
 void* __libc_calloc(std::size_t count, std::size_t bytes);
@@ -57,6 +59,7 @@ void* __libc_valloc(std::size_t bytes);
 void* __libc_pvalloc(std::size_t bytes);
 void __libc_free(void* block);
 }
+// NOLINTEND(readability-identifier-naming)
 
 namespace {
 
@@ -139,86 +142,84 @@ const tilewise::harness::MemoryHooks hooks = {nullptr, start, stop};
 
 }  // namespace
 
+// The parameters have the names of the manual pages.
 extern "C" {
 
-void* malloc(std::size_t bytes) noexcept {
-  return counted(__libc_malloc(bytes));
+void* malloc(std::size_t size) noexcept {
+  return counted(__libc_malloc(size));
 }
 
-void* calloc(std::size_t count, std::size_t bytes) noexcept {
-  return counted(__libc_calloc(count, bytes));
+void* calloc(std::size_t nmemb, std::size_t size) noexcept {
+  return counted(__libc_calloc(nmemb, size));
 }
 
-void free(void* block) noexcept {
-  if (on() && block != nullptr) heap.subtract(malloc_usable_size(block));
-  __libc_free(block);
+void free(void* ptr) noexcept {
+  if (on() && ptr != nullptr) heap.subtract(malloc_usable_size(ptr));
+  __libc_free(ptr);
 }
 
 // A block that has moved was there twice while it was copied, so both count. (Very large blocks are
 // moved by remapping their pages; for them this is too much, never too little.)
-void* realloc(void* block, std::size_t bytes) noexcept {
-  if (!on()) return __libc_realloc(block, bytes);
-  const std::size_t before = block == nullptr ? 0 : malloc_usable_size(block);
-  void* const after = __libc_realloc(block, bytes);
+void* realloc(void* ptr, std::size_t size) noexcept {
+  if (!on()) return __libc_realloc(ptr, size);
+  const std::size_t before = ptr == nullptr ? 0 : malloc_usable_size(ptr);
+  void* const after = __libc_realloc(ptr, size);
   if (after == nullptr) {
-    if (bytes == 0) heap.subtract(before);  // freed
+    if (size == 0) heap.subtract(before);  // freed
     return nullptr;
   }
-  if (after == block) heap.subtract(before);
+  if (after == ptr) heap.subtract(before);
   heap.add(malloc_usable_size(after));
-  if (after != block) heap.subtract(before);
+  if (after != ptr) heap.subtract(before);
   return after;
 }
 
-void* memalign(std::size_t alignment, std::size_t bytes) noexcept {
-  return counted(__libc_memalign(alignment, bytes));
+void* memalign(std::size_t alignment, std::size_t size) noexcept {
+  return counted(__libc_memalign(alignment, size));
 }
 
-void* aligned_alloc(std::size_t alignment, std::size_t bytes) noexcept {
-  return counted(__libc_memalign(alignment, bytes));
+void* aligned_alloc(std::size_t alignment, std::size_t size) noexcept {
+  return counted(__libc_memalign(alignment, size));
 }
 
-int posix_memalign(void** block, std::size_t alignment, std::size_t bytes) noexcept {
+int posix_memalign(void** memptr, std::size_t alignment, std::size_t size) noexcept {
   const bool power_of_two = alignment != 0 && (alignment & (alignment - 1)) == 0;
   if (!power_of_two || alignment % sizeof(void*) != 0) return EINVAL;
   const int saved = errno;  // POSIX: the error is returned, errno stays
-  void* const result = counted(__libc_memalign(alignment, bytes));
+  void* const result = counted(__libc_memalign(alignment, size));
   errno = saved;
   if (result == nullptr) return ENOMEM;
-  *block = result;
+  *memptr = result;
   return 0;
 }
 
-void* valloc(std::size_t bytes) noexcept {
-  return counted(__libc_valloc(bytes));
+void* valloc(std::size_t size) noexcept {
+  return counted(__libc_valloc(size));
 }
 
-void* pvalloc(std::size_t bytes) noexcept {
-  return counted(__libc_pvalloc(bytes));
+void* pvalloc(std::size_t size) noexcept {
+  return counted(__libc_pvalloc(size));
 }
 
 // Mappings count in whole pages, whatever they map. One that MAP_FIXED lays over another counts
 // beside it.
-void* mmap(void* where, std::size_t bytes, int protection, int flags, int file,
-           off_t offset) noexcept {
-  void* const result =
-      libc_function(libc_mmap, "mmap")(where, bytes, protection, flags, file, offset);
-  if (on() && result != MAP_FAILED) mapped.add(whole_pages(bytes));
+void* mmap(void* addr, std::size_t len, int prot, int flags, int fd, off_t offset) noexcept {
+  void* const result = libc_function(libc_mmap, "mmap")(addr, len, prot, flags, fd, offset);
+  if (on() && result != MAP_FAILED) mapped.add(whole_pages(len));
   return result;
 }
 
-void* mmap64(void* where, std::size_t bytes, int protection, int flags, int file,
-             off64_t offset) noexcept {
-  return mmap(where, bytes, protection, flags, file, offset);
+void* mmap64(void* addr, std::size_t len, int prot, int flags, int fd, off64_t offset) noexcept {
+  return mmap(addr, len, prot, flags, fd, offset);
 }
 
-int munmap(void* where, std::size_t bytes) noexcept {
-  const int result = libc_function(libc_munmap, "munmap")(where, bytes);
-  if (on() && result == 0) mapped.subtract(whole_pages(bytes));
+int munmap(void* addr, std::size_t len) noexcept {
+  const int result = libc_function(libc_munmap, "munmap")(addr, len);
+  if (on() && result == 0) mapped.subtract(whole_pages(len));
   return result;
 }
 
-void* mremap(void* where, std::size_t before, std::size_t after, int flags, ...) noexcept {
+void* mremap(void* addr, std::size_t old_len, std::size_t new_len, int flags, ...) noexcept {
   void* destination = nullptr;
   if ((flags & MREMAP_FIXED) != 0) {
     va_list arguments;
@@ -227,10 +228,10 @@ void* mremap(void* where, std::size_t before, std::size_t after, int flags, ...)
     va_end(arguments);
   }
   void* const result =
-      libc_function(libc_mremap, "mremap")(where, before, after, flags, destination);
+      libc_function(libc_mremap, "mremap")(addr, old_len, new_len, flags, destination);
   if (on() && result != MAP_FAILED) {
-    mapped.subtract(whole_pages(before));
-    mapped.add(whole_pages(after));
+    mapped.subtract(whole_pages(old_len));
+    mapped.add(whole_pages(new_len));
   }
   return result;
 }

@@ -30,7 +30,8 @@ ConstRows eigen(ConstMatrix m) {
 }
 
 // [snippet textbook]
-void attend(float softmax_scale, ConstRows Q, ConstRows K, ConstRows V, Rows O) {
+void attend(float softmax_scale, const ConstRows& Q, const ConstRows& K, const ConstRows& V,
+            Rows O) {
   RowMajor S = softmax_scale * (Q * K.transpose());
   RowMajor P = S.array().exp();
   const Eigen::VectorXf l = P.rowwise().sum();

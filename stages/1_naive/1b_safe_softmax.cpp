@@ -27,7 +27,8 @@ ConstRows eigen(ConstMatrix m) {
 }
 
 // [snippet safe_softmax]
-void attend(float softmax_scale, ConstRows Q, ConstRows K, ConstRows V, Rows O) {
+void attend(float softmax_scale, const ConstRows& Q, const ConstRows& K, const ConstRows& V,
+            Rows O) {
   RowMajor S = softmax_scale * (Q * K.transpose());
   const Eigen::VectorXf m = S.rowwise().maxCoeff();
   RowMajor P = (S.colwise() - m).array().exp();

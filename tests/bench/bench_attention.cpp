@@ -48,14 +48,7 @@ void run(benchmark::State& state, const harness::Implementation& implementation,
       benchmark::Counter(problem.flops() * calls * 1e-9 / peak, benchmark::Counter::kIsRate);
 }
 
-}  // namespace
-}  // namespace tilewise
-
-int main(int argc, char** argv) {
-  using namespace tilewise;
-  benchmark::Initialize(&argc, argv);
-  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
-  const harness::Table table = stages::implementations();
+void register_benchmarks(const harness::Table& table) {
   for (const auto& implementation : table)
     for (const char* line : problems) {
       const Problem problem = std::get<Problem>(parse_problem(line));
@@ -71,6 +64,16 @@ int main(int argc, char** argv) {
           ->Unit(benchmark::kMillisecond)
           ->UseRealTime();
     }
+}
+
+}  // namespace
+}  // namespace tilewise
+
+int main(int argc, char** argv) {
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
+  const tilewise::harness::Table table = tilewise::stages::implementations();
+  tilewise::register_benchmarks(table);
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
   return 0;

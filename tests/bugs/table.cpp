@@ -18,7 +18,14 @@ class TiledKernel final : public harness::Implementation {
     const bool together = problem.causal && problem.mask.has_value();
     if (together && problem.conventions.mask_and_causal == MaskAndCausal::refuse)
       return harness::Support::no("these conventions refuse a mask beside causal");
+    if (problem.sink || problem.blocks || problem.dropout_p > 0 || problem.attention_chunk > 0)
+      return harness::Support::no("this kernel has no sinks, block masks, dropout or chunks");
     return harness::Support::yes();
+  }
+  harness::Outputs writes(const Problem& problem) const override {
+    harness::Outputs outputs = Implementation::writes(problem);
+    outputs.dbias = false;
+    return outputs;
   }
   Status run(const harness::Call& call) const override {
     return bugs::run(recipe_, call, calls_.fetch_add(1));
