@@ -28,7 +28,8 @@ install(TARGETS ${tilewise_installed} EXPORT tilewise
 install(DIRECTORY include/tilewise/ DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/tilewise
         FILES_MATCHING PATTERN "*.hpp")
 install(DIRECTORY core oracle DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/tilewise
-        FILES_MATCHING PATTERN "*.hpp" PATTERN "detail.hpp" EXCLUDE)
+        FILES_MATCHING PATTERN "*.hpp" PATTERN "detail.hpp" EXCLUDE
+                       PATTERN "rounding.hpp" EXCLUDE)
 install(EXPORT tilewise NAMESPACE tilewise:: FILE tilewiseTargets.cmake
         DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/tilewise)
 

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <optional>
 #include <string_view>
 
@@ -72,6 +73,18 @@ constexpr double unit_roundoff(DType dtype) {
 constexpr double subnormal_roundoff(DType dtype) {
   const double smallest = power_of_two(info(dtype).smallest_exponent);
   return dtype == DType::f64 ? smallest : smallest / 2;
+}
+
+/// The largest finite number of a floating-point format.
+constexpr double largest_finite(DType dtype) {
+  switch (dtype) {
+    case DType::f32: return static_cast<double>(std::numeric_limits<float>::max());
+    case DType::f16: return F16::decode(F16::max_bits);
+    case DType::bf16: return BF16::decode(BF16::max_bits);
+    case DType::e4m3: return E4M3::decode(E4M3::max_bits);
+    case DType::e5m2: return E5M2::decode(E5M2::max_bits);
+    default: return std::numeric_limits<double>::max();
+  }
 }
 
 namespace detail {

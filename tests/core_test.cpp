@@ -501,5 +501,13 @@ TEST(Dropout, DependsOnEveryCoordinate) {
   EXPECT_EQ(seen.size(), 16u);
 }
 
+TEST(DTypes, HaveTheirLargestNumbers) {
+  EXPECT_EQ(largest_finite(DType::f16), 65504);
+  EXPECT_EQ(largest_finite(DType::bf16), 0x1.fep127);
+  EXPECT_EQ(largest_finite(DType::e4m3), 448);
+  EXPECT_EQ(largest_finite(DType::e5m2), 57344);
+  EXPECT_EQ(largest_finite(DType::f32), double{std::numeric_limits<float>::max()});
+}
+
 }  // namespace
 }  // namespace tilewise

@@ -22,6 +22,12 @@ constexpr double not_a_number = std::numeric_limits<double>::quiet_NaN();
 const double e = std::exp(1.0), ln2 = std::log(2.0), ln3 = std::log(3.0);
 const double a = std::exp(-0.5), b = std::exp(-1.0);  // ALiBi's weights for slope 1/2
 
+/// The four lists of a block mask for every sequence and head, [query blocks (, key blocks)].
+struct Blocks {
+  std::vector<std::int32_t> kv_num_blocks{}, kv_indices{};
+  std::vector<std::int32_t> full_kv_num_blocks{}, full_kv_indices{};
+};
+
 struct HandCase {
   const char* name;
   const char* line;
@@ -29,6 +35,8 @@ struct HandCase {
   Values o, lse;   ///< dense [batch][head][row][column]
   Values dout{}, dq{}, dk{}, dv{};
   Values bias{}, mask{}, slopes{};
+  Values sinks{}, dbias{}, dsinks{};
+  Blocks blocks{};
 };
 
 void PrintTo(const HandCase& hand_case, std::ostream* out) {
@@ -47,6 +55,24 @@ void write(const TensorView& view, const Values& values) {
     store(view.dtype, view.at(offset),
           values[values.size() == 1 ? 0 : static_cast<std::size_t>(n)]);
   }
+}
+
+BlockMask block_mask(const BlockSparsity& size, Blocks& lists) {
+  const auto rows = static_cast<std::int64_t>(lists.kv_num_blocks.size());
+  const std::int64_t columns = static_cast<std::int64_t>(lists.kv_indices.size()) / rows, one = 1;
+  const auto counts = [&](std::vector<std::int32_t>& list) {
+    return list.empty() ? TensorView{} : contiguous(list.data(), DType::i32, one, one, rows);
+  };
+  const auto indices = [&](std::vector<std::int32_t>& list) {
+    return list.empty() ? TensorView{}
+                        : contiguous(list.data(), DType::i32, one, one, rows, columns);
+  };
+  return {size.block_q,
+          size.block_k,
+          counts(lists.kv_num_blocks),
+          indices(lists.kv_indices),
+          counts(lists.full_kv_num_blocks),
+          indices(lists.full_kv_indices)};
 }
 
 /// A handful of roundings of numbers of about this size.
@@ -73,6 +99,10 @@ void expect_answers(const char* who, const Everything& all, const HandCase& hand
   expect_values(who, "dq", all.dq, hand_case.dq);
   expect_values(who, "dk", all.dk, hand_case.dk);
   expect_values(who, "dv", all.dv, hand_case.dv);
+  if (!hand_case.dv.empty()) {
+    if (!hand_case.bias.empty()) expect_values(who, "dbias", all.dbias, hand_case.dbias);
+    if (!hand_case.sinks.empty()) expect_values(who, "dsinks", all.dsinks, hand_case.dsinks);
+  }
 }
 
 class ByHand : public testing::TestWithParam<HandCase> {};
@@ -85,7 +115,7 @@ TEST_P(ByHand, BothOraclesAgree) {
   const auto& problem = std::get<Problem>(parsed);
   ASSERT_EQ(inconsistency(problem), "");
   const SmallTensors tensors(problem);
-  const AttentionTensors& views = tensors.views();
+  AttentionTensors views = tensors.views();
   write(views.q, hand_case.q);
   write(views.k, hand_case.k);
   write(views.v, hand_case.v);
@@ -93,6 +123,9 @@ TEST_P(ByHand, BothOraclesAgree) {
   if (problem.bias) write(views.bias, hand_case.bias);
   if (problem.mask) write(views.mask, hand_case.mask);
   if (problem.alibi) write(views.alibi_slopes, hand_case.slopes);
+  if (problem.sink) write(views.sinks, hand_case.sinks);
+  Blocks lists = hand_case.blocks;
+  if (problem.blocks) views.block_mask = block_mask(*problem.blocks, lists);
   expect_answers("oracle", oracle::attention(oracle::Case(problem, views)), hand_case);
   expect_answers("second oracle", second_attention(problem, views), hand_case);
 }
@@ -212,6 +245,131 @@ const HandCase gradient_cases[] = {
      {-infinity, 0}, {100, 7}, {0, 0}, {0}, {7}},
     {"EmptyRowOfMeanPassesItsMean", "bwd sq3 sk2 d1 scale=1 causal empty_o=mean_v", {1}, {0},
      {4, 4}, {4, 4, 4}, {-infinity, 0, ln2}, {100, 7, 2}, {0, 0, 0}, {0, 0}, {58, 51}},
+    // p = 1/2, o = 2: a row adds dO / 2 (1 - 2) and dO / 2 (3 - 2), and the bias serves both rows.
+    {.name = "BiasSharedByQueries", .line = "bwd sq2 sk2 d1 scale=1 bias=1,1,1,k", .q = {1},
+     .k = {0}, .v = {1, 3}, .o = {2, 2}, .lse = {ln2, ln2}, .dout = {5, 7}, .dq = {0, 0},
+     .dk = {-6, 6}, .dv = {6, 6}, .bias = {0}, .dbias = {-6, 6}},
+    {.name = "BiasOfEachHead", .line = "bwd sq1 sk2 hq2 hk1 d1 scale=1 bias=1,h,1,k", .q = {1},
+     .k = {0}, .v = {1, 3}, .o = {2, 2}, .lse = {ln2, ln2}, .dout = {5, 7}, .dq = {0, 0},
+     .dk = {-6, 6}, .dv = {6, 6}, .bias = {0}, .dbias = {-2.5, 2.5, -3.5, 3.5}},
+    {.name = "BiasSharedByHeadsAndSequences",
+     .line = "bwd b2 sq1 sk2 hq2 hk1 d1 scale=1 bias=1,1,q,k", .q = {1}, .k = {0},
+     .v = {1, 3, 1, 3}, .o = {2, 2, 2, 2}, .lse = {ln2, ln2, ln2, ln2}, .dout = {5, 7, 1, 2},
+     .dq = {0, 0, 0, 0}, .dk = {-6, 6, -1.5, 1.5}, .dv = {6, 6, 1.5, 1.5}, .bias = {0},
+     .dbias = {-7.5, 7.5}},
+    {.name = "BiasForAllKeysHasNoGradient", .line = "bwd sq1 sk2 d1 scale=1 bias=1,1,1,1",
+     .q = {1}, .k = {0}, .v = {1, 3}, .o = {2}, .lse = {1 + ln2}, .dout = {5}, .dq = {0},
+     .dk = {-2.5, 2.5}, .dv = {2.5, 2.5}, .bias = {1}, .dbias = {0}},
+    {.name = "BiasBesideASoftcap", .line = "bwd sq1 sk2 d1 scale=1 softcap=2 bias=1,1,q,k",
+     .q = {1}, .k = {0, ln3}, .v = {8, -4}, .o = {(8 - 4 * e) / (1 + e)}, .lse = {std::log(1 + e)},
+     .dout = {1}, .dq = {-9 * w * ln3}, .dk = {12 * w, -9 * w}, .dv = {1 / (1 + e), e / (1 + e)},
+     .bias = {0}, .dbias = {12 * w, -12 * w}},
+    {.name = "BiasInsideASoftcap",
+     .line = "bwd sq1 sk2 d1 scale=1 softcap=2 bias=1,1,q,k score_order=bias_softcap_mask",
+     .q = {1}, .k = {0, ln3}, .v = {8, -4}, .o = {(8 - 4 * e) / (1 + e)}, .lse = {std::log(1 + e)},
+     .dout = {1}, .dq = {-9 * w * ln3}, .dk = {12 * w, -9 * w}, .dv = {1 / (1 + e), e / (1 + e)},
+     .bias = {0}, .dbias = {12 * w, -9 * w}},
+};
+
+const double e3 = std::exp(3.0), e5 = std::exp(5.0);
+const HandCase sink_cases[] = {
+    {.name = "AsLikelyAsTheKey", .line = "fwd sq1 sk1 d1 scale=1 sink", .q = {1}, .k = {0},
+     .v = {8}, .o = {4}, .lse = {ln2}, .sinks = {0}},
+    {.name = "AThirdOfTheKey", .line = "fwd sq1 sk1 d1 scale=1 sink", .q = {1}, .k = {ln3},
+     .v = {8}, .o = {6}, .lse = {2 * ln2}, .sinks = {0}},
+    {.name = "InBaseTwo", .line = "fwd sq1 sk1 d1 scale=1 sink lse_base=2", .q = {1}, .k = {0},
+     .v = {8}, .o = {4}, .lse = {1}, .sinks = {0}},
+    {.name = "NeitherScaledNorCapped", .line = "fwd sq1 sk1 d1 scale=0.5 softcap=2 sink",
+     .q = {1}, .k = {0}, .v = {8}, .o = {8 / (1 + e3)}, .lse = {std::log(1 + e3)}, .sinks = {3}},
+    {.name = "OfEachHead", .line = "fwd sq1 sk1 hq2 hk1 d1 scale=1 sink", .q = {1}, .k = {0},
+     .v = {8}, .o = {4, 8 / (1 + e5)}, .lse = {ln2, std::log(1 + e5)}, .sinks = {0, 5}},
+    {.name = "LargerThanAnyScore", .line = "fwd sq1 sk1 d1 scale=1 sink", .q = {1}, .k = {0},
+     .v = {8}, .o = {0}, .lse = {10000}, .sinks = {10000}},
+    // No key, but a sink: the row is not empty, whatever the conventions say of empty rows.
+    {.name = "Alone", .line = "fwd sq2 sk1 d1 scale=1 sink causal empty_o=nan empty_lse=plus_inf",
+     .q = {1}, .k = {2}, .v = {8}, .o = {0, 4}, .lse = {2, 2 + ln2}, .sinks = {2}},
+    {.name = "WithoutAnyKey", .line = "fwd sq1 sk0 d1 scale=1 sink empty_o=mean_v", .q = {1},
+     .k = {0}, .v = {0}, .o = {0}, .lse = {-3}, .sinks = {-3}},
+    // p = 1/2 each, dp = 8 and 0, D = 4.
+    {.name = "Gradient", .line = "bwd sq1 sk1 d1 scale=1 sink bias=1,1,1,1", .q = {1}, .k = {0},
+     .v = {8}, .o = {4}, .lse = {ln2}, .dout = {1}, .dq = {0}, .dk = {2}, .dv = {0.5},
+     .bias = {0}, .sinks = {0}, .dbias = {2}, .dsinks = {-2}},
+    {.name = "GradientOfARowWithoutKeys", .line = "bwd sq2 sk1 d1 scale=1 sink causal", .q = {1},
+     .k = {0}, .v = {8}, .o = {0, 4}, .lse = {0, ln2}, .dout = {100, 1}, .dq = {0, 0}, .dk = {2},
+     .dv = {0.5}, .sinks = {0}, .dsinks = {-2}},
+    {.name = "GradientSumsOverSequences", .line = "bwd b2 sq1 sk1 hq2 hk1 d1 scale=1 sink",
+     .q = {1}, .k = {0}, .v = {8, 16}, .o = {4, 4, 8, 8}, .lse = {ln2, ln2, ln2, ln2},
+     .dout = {1, 2, 3, 4}, .dq = {0, 0, 0, 0}, .dk = {6, 28}, .dv = {1.5, 3.5}, .sinks = {0},
+     .dsinks = {-14, -20}},
+};
+
+const HandCase chunk_cases[] = {
+    {"OfTwo", "fwd sq4 sk4 d1 scale=1 chunk=2", {1}, {0}, {1, 2, 4, 8}, {1.5, 1.5, 6, 6},
+     {ln2, ln2, ln2, ln2}},
+    {"OfTwoCausal", "fwd sq4 sk4 d1 scale=1 chunk=2 causal", {1}, {0}, {1, 2, 4, 8},
+     {1, 1.5, 4, 6}, {0, ln2, 0, ln2}},
+    {"OfOne", "fwd sq4 sk4 d1 scale=1 chunk=1", {1}, {0}, {1, 2, 4, 8}, {1, 2, 4, 8},
+     {0, 0, 0, 0}},
+    {"OfThreeWithWindow", "fwd sq4 sk4 d1 scale=1 chunk=3 window=1,0", {1}, {0}, {1, 2, 4, 8},
+     {1, 1.5, 3, 8}, {0, ln2, ln2, 0}},
+    {"LongerThanTheSequence", "fwd sq1 sk4 d1 scale=1 chunk=5", {1}, {0}, {1, 2, 4, 8},
+     {15.0 / 4}, {2 * ln2}},
+    // Queries stand at keys 2 and 3, or at 0 and 1.
+    {"OfThreeBottomRight", "fwd sq2 sk4 d1 scale=1 chunk=3", {1}, {0}, {1, 2, 4, 8}, {7.0 / 3, 8},
+     {ln3, 0}},
+    {"OfThreeTopLeft", "fwd sq2 sk4 d1 scale=1 chunk=3 align=top_left", {1}, {0}, {1, 2, 4, 8},
+     {7.0 / 3, 7.0 / 3}, {ln3, ln3}},
+    // Positions -3, -2, -1 stand in chunks -2, -1, -1, which have no keys.
+    {"BeforeTheFirstKey", "fwd sq5 sk2 d1 scale=1 chunk=2", {1}, {0}, {1, 2}, {0, 0, 0, 1.5, 1.5},
+     {-infinity, -infinity, -infinity, ln2, ln2}},
+    {"OfEachSequence", "fwd b2 sq1,2 sk3,2 d1 scale=1 chunk=2 packed", {1}, {0}, {1, 2, 4, 8, 16},
+     {4, 0, 12, 12}, {0, 0, ln2, ln2}},
+};
+
+const HandCase block_cases[] = {
+    // Behind a count stands what would change the answer.
+    {.name = "DiagonalUnderCausal", .line = "fwd sq4 sk4 d1 scale=1 causal blocks=2,2,0.5",
+     .q = {1}, .k = {0}, .v = {1, 2, 4, 8}, .o = {1, 1.5, 4, 6}, .lse = {0, ln2, 0, ln2},
+     .blocks = {{1, 1}, {0, 1, 1, 0}}},
+    {.name = "FullBlocksIgnoreCausal", .line = "fwd sq4 sk4 d1 scale=1 causal blocks=2,2,0.5",
+     .q = {1}, .k = {0}, .v = {1, 2, 4, 8}, .o = {6, 6, 7.0 / 3, 15.0 / 4},
+     .lse = {ln2, ln2, ln3, 2 * ln2}, .blocks = {{0, 1}, {0, 1, 1, 0}, {1, 1}, {1, 0, 0, 1}}},
+    {.name = "FullBlocksIgnoreEveryOtherMask",
+     .line = "fwd sq2 sk4 d1 scale=1 causal window=0,0 chunk=1 mask=1,1,1,k blocks=2,4,0.5",
+     .q = {1}, .k = {0}, .v = {1, 2, 4, 8}, .o = {15.0 / 4, 15.0 / 4}, .lse = {2 * ln2, 2 * ln2},
+     .mask = {0}, .blocks = {{0}, {0}, {1}, {0}}},
+    {.name = "PartialBlocksHeedThem",
+     .line = "fwd sq2 sk4 d1 scale=1 causal window=1,0 mask=1,1,1,k blocks=2,4,0.5", .q = {1},
+     .k = {0}, .v = {1, 2, 4, 8}, .o = {4, 6}, .lse = {0, ln2}, .mask = {1, 0, 1, 1},
+     .blocks = {{1}, {0}, {0}, {0}}},
+    {.name = "RowsWithoutABlock", .line = "fwd sq4 sk4 d1 scale=1 blocks=2,2,0.5", .q = {1},
+     .k = {0}, .v = {1, 2, 4, 8}, .o = {0, 0, 15.0 / 4, 15.0 / 4},
+     .lse = {-infinity, -infinity, 2 * ln2, 2 * ln2}, .blocks = {{0, 2}, {0, 1, 1, 0}}},
+    {.name = "BlocksThatDoNotDivide", .line = "fwd sq4 sk4 d1 scale=1 blocks=3,3,0.5", .q = {1},
+     .k = {0}, .v = {1, 2, 4, 8}, .o = {8, 8, 8, 15.0 / 4}, .lse = {0, 0, 0, 2 * ln2},
+     .blocks = {{1, 2}, {1, 0, 0, 1}}},
+    {.name = "BiasCountsInAFullBlock",
+     .line = "fwd sq1 sk2 d1 scale=1 bias=1,1,q,k blocks=1,2,0.5", .q = {1}, .k = {0},
+     .v = {8, -4}, .o = {-1}, .lse = {2 * ln2}, .bias = {0, ln3}, .blocks = {{0}, {0}, {1}, {0}}},
+};
+
+// Seed 0, head 0, lane 0 of the first block: Philox gives 5f6fb709 0d893f64 ..., so the byte of key
+// 0 is 0x09 = 9 and that of key 1 is 0xb7 = 183. Kept is what is at most 255 (1 - p) rounded down.
+const HandCase dropout_cases[] = {
+    {"OfOneHalf", "fwd sq1 sk2 d1 scale=1 dropout=0.5 seed=0", {1}, {0}, {8, -4}, {8}, {ln2}},
+    {"OfThreeQuarters", "fwd sq1 sk2 d1 scale=1 dropout=0.75 seed=0", {1}, {0}, {8, -4}, {16},
+     {ln2}},
+    {"OfZeroKeepsAll", "fwd sq1 sk2 d1 scale=1 dropout=0 seed=0", {1}, {0}, {8, -4}, {2}, {ln2}},
+    // 255 / 32 = 7.97: both are dropped, and the LSE does not notice.
+    {"OfNearlyAll", "fwd sq1 sk2 d1 scale=1 dropout=0.96875 seed=0", {1}, {0}, {8, -4}, {0},
+     {ln2}},
+    // dp = 16 and 0, D = 8.
+    {"Gradient", "bwd sq1 sk2 d1 scale=1 dropout=0.5 seed=0", {1}, {0}, {8, -4}, {8}, {ln2}, {1},
+     {0}, {4, -4}, {1, 0}},
+    // p = 1/3 each, dp = 16, 0 and 0, D = 16/3.
+    {.name = "GradientBesideASink", .line = "bwd sq1 sk2 d1 scale=1 dropout=0.5 sink seed=0",
+     .q = {1}, .k = {0}, .v = {8, -4}, .o = {16.0 / 3}, .lse = {ln3}, .dout = {1}, .dq = {0},
+     .dk = {32.0 / 9, -16.0 / 9}, .dv = {2.0 / 3, 0}, .sinks = {0}, .dsinks = {-16.0 / 9}},
 };
 // clang-format on
 
@@ -222,6 +380,10 @@ INSTANTIATE_TEST_SUITE_P(Softmax, ByHand, testing::ValuesIn(softmax_cases), name
 INSTANTIATE_TEST_SUITE_P(Masks, ByHand, testing::ValuesIn(mask_cases), name_of_case);
 INSTANTIATE_TEST_SUITE_P(Scores, ByHand, testing::ValuesIn(score_cases), name_of_case);
 INSTANTIATE_TEST_SUITE_P(Gradients, ByHand, testing::ValuesIn(gradient_cases), name_of_case);
+INSTANTIATE_TEST_SUITE_P(Sinks, ByHand, testing::ValuesIn(sink_cases), name_of_case);
+INSTANTIATE_TEST_SUITE_P(Chunks, ByHand, testing::ValuesIn(chunk_cases), name_of_case);
+INSTANTIATE_TEST_SUITE_P(Blocks, ByHand, testing::ValuesIn(block_cases), name_of_case);
+INSTANTIATE_TEST_SUITE_P(Dropout, ByHand, testing::ValuesIn(dropout_cases), name_of_case);
 
 }  // namespace
 }  // namespace tilewise::tests

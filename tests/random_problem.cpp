@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
 
 namespace tilewise::tests {
 namespace {
@@ -34,6 +35,22 @@ Conventions random_conventions(Random& random, bool mean_of_values) {
 
 Broadcast random_broadcast(Random& random) {
   return {random.chance(0.5), random.chance(0.5), random.chance(0.7), random.chance(0.9)};
+}
+
+std::optional<BlockSparsity> random_blocks(Random& random) {
+  const bool present = random.chance(0.25);
+  BlockSparsity blocks;
+  blocks.block_q = random.pick<std::int64_t>({1, 2, 3, 4, 7, 16, 64});
+  blocks.block_k = random.pick<std::int64_t>({1, 2, 3, 4, 7, 16, 64});
+  blocks.density = 0.125 * static_cast<double>(random.between(0, 8));
+  return present ? std::optional(blocks) : std::nullopt;
+}
+
+double random_dropout(Random& random) {
+  const bool present = random.chance(0.3);
+  const double p = random.chance(0.5) ? random.pick<double>({0.1, 0.17, 0.5, 0.9})
+                                      : 0.99 * random.uniform();
+  return present ? p : 0;
 }
 
 }  // namespace
@@ -80,6 +97,16 @@ Problem random_problem(std::uint64_t seed, const RandomLimits& limits) {
                                     Fill::ascending, Fill::constant, Fill::onehot, Fill::denormal,
                                     Fill::mixed, Fill::huge, Fill::outliers});
   problem.seed = seed;
+
+  // Every draw is made, whatever the limits allow.
+  const bool sink = random.chance(0.3);
+  const std::optional<BlockSparsity> blocks = random_blocks(random);
+  const double dropout_p = random_dropout(random);
+  const std::int64_t chunk = random.chance(0.25) ? random.between(1, limits.max_seqlen) : 0;
+  if (limits.sinks) problem.sink = sink;
+  if (limits.blocks) problem.blocks = blocks;
+  if (limits.dropout) problem.dropout_p = dropout_p;
+  if (limits.chunks) problem.attention_chunk = chunk;
   return problem;
 }
 
@@ -127,6 +154,56 @@ TensorView SmallTensors::spread(const Problem& problem, const Broadcast& dims, D
                  dims.query ? problem.max_seqlen_q() : 1, dims.key ? problem.max_seqlen_k() : 1);
   view.data = memory(view.elements() * static_cast<std::int64_t>(size_of(dtype)));
   return view;
+}
+
+BlockMask SmallTensors::block_lists(const Problem& problem, Random& random) {
+  const BlockSparsity& blocks = *problem.blocks;
+  const std::int64_t batches = random.chance(0.5) ? problem.batch : 1;
+  const std::int64_t heads = random.chance(0.5) ? problem.nheads_q : 1;
+  const std::int64_t rows = (problem.max_seqlen_q() + blocks.block_q - 1) / blocks.block_q;
+  const std::int64_t columns = (problem.max_seqlen_k() + blocks.block_k - 1) / blocks.block_k;
+  const std::int64_t gap = random.below(3);
+  const auto list = [&](std::int64_t width) {
+    TensorView view = contiguous(nullptr, DType::i32, batches, heads, rows, width + gap);
+    view.data = memory(view.elements() * std::int64_t{4});
+    view.shape[3] = width;
+    return view;
+  };
+  const auto counts = [&] {
+    TensorView view = contiguous(nullptr, DType::i32, batches, heads, rows);
+    view.data = memory(view.elements() * std::int64_t{4});
+    return view;
+  };
+  const bool has_full = random.chance(0.8);
+  BlockMask mask{blocks.block_q, blocks.block_k, counts(), list(columns), {}, {}};
+  if (has_full) {
+    mask.full_kv_num_blocks = counts();
+    mask.full_kv_indices = list(columns);
+  }
+  const auto write = [&](const TensorView& count, const TensorView& indices, std::int64_t row,
+                         std::vector<std::int64_t> chosen, std::vector<std::int64_t> others) {
+    store(DType::i32, count.at(row), static_cast<double>(chosen.size()));
+    std::int64_t at = row * (columns + gap);
+    for (std::vector<std::int64_t>* part : {&chosen, &others})
+      while (!part->empty()) {
+        const auto next = part->begin() + random.below(static_cast<std::int64_t>(part->size()));
+        store(DType::i32, indices.at(at++), static_cast<double>(*next));
+        part->erase(next);
+      }
+  };
+  for (std::int64_t row = 0; row < batches * heads * rows; ++row) {
+    std::vector<std::int64_t> partial, full, neither;
+    for (std::int64_t column = 0; column < columns; ++column) {
+      const bool present = random.chance(blocks.density), whole = random.chance(0.3);
+      (!present ? neither : whole && has_full ? full : partial).push_back(column);
+    }
+    std::vector<std::int64_t> not_partial = neither, not_full = neither;
+    not_partial.insert(not_partial.end(), full.begin(), full.end());
+    not_full.insert(not_full.end(), partial.begin(), partial.end());
+    write(mask.kv_num_blocks, mask.kv_indices, row, partial, not_partial);
+    if (has_full) write(mask.full_kv_num_blocks, mask.full_kv_indices, row, full, not_full);
+  }
+  return mask;
 }
 
 TensorView SmallTensors::prefix_sums(const Problem& problem, bool of_queries) {
@@ -237,6 +314,12 @@ SmallTensors::SmallTensors(const Problem& problem) {
     const double kept = random.chance(0.2) ? 0.15 : 0.7;
     for (std::int64_t n = 0; n < t.mask.elements(); ++n)
       store(DType::boolean, t.mask.at(n), random.chance(kept) ? 1 : 0);
+  }
+  if (problem.blocks) t.block_mask = block_lists(problem, random);
+  if (problem.sink) {
+    t.sinks = contiguous(memory(problem.nheads_q * std::int64_t{4}), DType::f32, problem.nheads_q);
+    for (std::int64_t h = 0; h < problem.nheads_q; ++h)
+      store(DType::f32, t.sinks.at(h), (fill == Fill::huge ? 5000 : 1) * random.normal());
   }
 }
 

@@ -53,6 +53,8 @@ struct RandomLimits {
   std::vector<DType> dtypes{DType::f64,  DType::f32,  DType::f16,
                             DType::bf16, DType::e4m3, DType::e5m2};
   bool mean_of_values = true;  ///< may an empty row's O be the mean of V or NaN, not only zero?
+  /// May they appear? What else is drawn stays the same without them.
+  bool sinks = true, dropout = true, blocks = true, chunks = true;
 };
 
 /// Each key is present or absent by its own coin, so that every pair of features meets. What comes
@@ -75,6 +77,8 @@ class SmallTensors {
   TensorView sequences(const Problem& problem, bool of_queries, std::int64_t nheads,
                        std::int64_t width, Random& random);
   TensorView spread(const Problem& problem, const Broadcast& dims, DType dtype);
+  /// Lists in no order, with other blocks' indices behind the counted ones.
+  BlockMask block_lists(const Problem& problem, Random& random);
   TensorView prefix_sums(const Problem& problem, bool of_queries);
   TensorView lengths(const Problem& problem, bool of_queries);
 

@@ -17,14 +17,20 @@ constexpr Real underflow = 0x1p-1074L;
 struct Bounds {
   Matrix o, dq, dk, dv;
   Vector lse;
+  Matrix dbias;  // a pair each, and the part that grows with the number of terms summed
+  Matrix dbias_size;
+  Vector dsink, dsink_size;
 };
 
 /// `rows_added`: how many query rows are summed into one key's gradient, over the whole group.
 Bounds bounds(const Problem& problem, const SecondHead& head, Index rows_added) {
   const Index rows = head.q.rows(), keys = head.k.rows(), d = head.q.cols(), d_v = head.v.cols();
-  const Real scale = std::abs(head.scale), n = static_cast<Real>(keys);
+  const bool has_sink = head.sink != -std::numeric_limits<Real>::infinity();
+  // The sink is one more term of l.
+  const Real scale = std::abs(head.scale), n = static_cast<Real>(keys + (has_sink ? 1 : 0));
   const auto cap = static_cast<Real>(problem.softcap);
   const bool base_two = problem.conventions.lse_base == LseBase::two;
+  const bool bias_in_softcap = problem.conventions.score_order == ScoreOrder::bias_softcap_mask;
 
   Bounds bound;
   bound.o = Matrix::Zero(rows, d_v);
@@ -32,6 +38,8 @@ Bounds bounds(const Problem& problem, const SecondHead& head, Index rows_added) 
   bound.dq = Matrix::Zero(rows, d);
   bound.dk = Matrix::Zero(keys, d);
   bound.dv = Matrix::Zero(keys, d_v);
+  bound.dbias = bound.dbias_size = Matrix::Zero(rows, keys);
+  bound.dsink = bound.dsink_size = Vector::Zero(rows);
 
   // Values of masked rows may be NaN: they are never multiplied below, only skipped.
   for (Index i = 0; i < rows; ++i) {
@@ -48,7 +56,7 @@ Bounds bounds(const Problem& problem, const SecondHead& head, Index rows_added) 
     }
     Vector score = Vector::Zero(keys);     // error of s_j
     Vector exponent = Vector::Zero(keys);  // relative error of exp(s_j - m)
-    const Real max = head.score.row(i).maxCoeff();
+    const Real max = keys > 0 ? std::max(head.sink, head.score.row(i).maxCoeff()) : head.sink;
     for (Index j = 0; j < keys; ++j) {
       if (!head.visible(i, j)) continue;
       // d products and d - 1 sums; the product with the scale and the scale's own two roundings;
@@ -64,11 +72,16 @@ Bounds bounds(const Problem& problem, const SecondHead& head, Index rows_added) 
     const Vector p = head.p.row(i).transpose();
     Real moved = 0;
     for (Index j = 0; j < keys; ++j) moved += p(j) * std::expm1(exponent(j));
+    const Real sink_exponent = has_sink ? u * (max - head.sink) + 4 * u : 0;
+    moved += head.p_sink(i) * std::expm1(sink_exponent);
     const Real sum = std::log1p(moved) + n * u;
     Vector p_error = Vector::Zero(keys);
     for (Index j = 0; j < keys; ++j)
       if (head.visible(i, j)) p_error(j) = p(j) * std::expm1(exponent(j) + sum) + 4 * underflow;
     const Vector p_most = p + p_error;
+    const Real sink_p_error = head.p_sink(i) * std::expm1(sink_exponent + sum) + 4 * underflow;
+    // Dropout's factor multiplies what P's error does, and costs one more product.
+    const Vector factor = head.factor.row(i).transpose();
 
     // lse = m + log l: log 4 |log l|, the sum 1; another base costs log 2's rounding and a
     // quotient.
@@ -79,26 +92,37 @@ Bounds bounds(const Problem& problem, const SecondHead& head, Index rows_added) 
     for (Index j = 0; j < keys; ++j)
       if (head.visible(i, j))
         bound.o.row(i).array() +=
-            (p_error(j) + (n + 1) * u * p_most(j)) * head.v.row(j).cwiseAbs().array() + underflow;
+            factor(j) * (p_error(j) + (n + 2) * u * p_most(j)) *
+                head.v.row(j).cwiseAbs().array() +
+            (1 + head.v.row(j).cwiseAbs().array()) * underflow;
     if (problem.pass == Pass::forward) continue;
 
-    // dp_j = dO . v_j has d_v products and sums; D = sum_j p_j dp_j has n.
+    // dp_j = factor dO . v_j has d_v products and sums, and one; D = sum_j p_j dp_j has n.
     Vector m = Vector::Zero(keys), dp_error = Vector::Zero(keys);  // m_j = sum |dO| |v_j| >= |dp_j|
     Real d_most = 0, d_error = 0;
     for (Index j = 0; j < keys; ++j) {
       if (!head.visible(i, j)) continue;
-      m(j) = head.dout.row(i).cwiseAbs().dot(head.v.row(j).cwiseAbs());
-      dp_error(j) = static_cast<Real>(d_v) * (u * m(j) + underflow);
+      m(j) = factor(j) * head.dout.row(i).cwiseAbs().dot(head.v.row(j).cwiseAbs());
+      dp_error(j) = static_cast<Real>(d_v + 1) * (u * m(j) + factor(j) * underflow) + underflow;
       d_most += p_most(j) * m(j);
       d_error += p_error(j) * m(j) + p_most(j) * (dp_error(j) + n * u * m(j)) + underflow;
     }
     const Real weighted_dp = p.dot(head.dp.row(i).transpose());
+    // A row adds -p_c D to the sink's gradient.
+    bound.dsink_size(i) = (head.p_sink(i) + sink_p_error) * (std::abs(weighted_dp) + d_error);
+    bound.dsink(i) =
+        sink_p_error * d_most + (head.p_sink(i) + sink_p_error) * d_error + underflow;
     for (Index j = 0; j < keys; ++j) {
       if (!head.visible(i, j)) continue;
       // p (dp - D): a difference and a product.
       const Real difference = m(j) + d_most;
       Real ds_error = p_error(j) * difference +
                       p_most(j) * (dp_error(j) + d_error + 2 * u * difference) + underflow;
+      const auto of_bias = [&] {
+        bound.dbias(i, j) = ds_error;
+        bound.dbias_size(i, j) = std::abs(head.dbias(i, j)) + ds_error;
+      };
+      if (!bias_in_softcap) of_bias();
       if (cap != 0) {
         // 1 - t^2 with t = tanh(x): |d(t^2)| <= 2 |dt|, where dt is x's error and tanh's 4, and
         // the square and the difference.
@@ -106,6 +130,7 @@ Bounds bounds(const Problem& problem, const SecondHead& head, Index rows_added) 
         const Real unsloped = p(j) * std::abs(head.dp(i, j) - weighted_dp) + ds_error;
         ds_error = head.slope(i, j) * ds_error + unsloped * (slope_error + u) + underflow;
       }
+      if (bias_in_softcap) of_bias();
       const Real ds_most = std::abs(head.ds(i, j)) + ds_error;
       // Terms scale ds k: n summed, two products, the scale's two roundings.
       const Real query_part = scale * (ds_error + (n + 4) * u * ds_most);
@@ -116,8 +141,9 @@ Bounds bounds(const Problem& problem, const SecondHead& head, Index rows_added) 
       bound.dk.row(j).array() +=
           (key_part + underflow) * head.q.row(i).cwiseAbs().array() + underflow;
       bound.dv.row(j).array() +=
-          (p_error(j) + (added + 1) * u * p_most(j)) * head.dout.row(i).cwiseAbs().array() +
-          underflow;
+          factor(j) * (p_error(j) + (added + 2) * u * p_most(j)) *
+              head.dout.row(i).cwiseAbs().array() +
+          (1 + head.dout.row(i).cwiseAbs().array()) * underflow;
     }
   }
   return bound;
@@ -145,7 +171,14 @@ SecondEverything rounding_bounds(const Problem& problem, const AttentionTensors&
     all.dq = zeros(problem.batch * problem.nheads_q * longest_q * problem.head_dim);
     all.dk = zeros(problem.batch * problem.nheads_k * longest_k * problem.head_dim);
     all.dv = zeros(problem.batch * problem.nheads_k * longest_k * problem.head_dim_v);
+    all.dsinks = zeros(problem.nheads_q);
+    if (tensors.bias.exists()) all.dbias = zeros(tensors.bias.elements());
   }
+  // How many terms one element of dbias or dsinks sums, at most.
+  const Real pairs = static_cast<Real>(problem.batch * problem.nheads_q * longest_q * longest_k);
+  const Real bias_terms =
+      all.dbias.empty() ? 0 : pairs / static_cast<Real>(all.dbias.size()) + 1;
+  const auto sink_terms = static_cast<Real>(problem.batch * longest_q + 1);
   for (std::int64_t b = 0; b < problem.batch; ++b) {
     const std::vector<SecondHead> heads = second_sequence(problem, tensors, b);
     for (std::int64_t h = 0; h < problem.nheads_q; ++h) {
@@ -159,6 +192,13 @@ SecondEverything rounding_bounds(const Problem& problem, const AttentionTensors&
       add_rows(all.dq, bound.dq, query_head, longest_q);
       add_rows(all.dk, bound.dk, key_head, longest_k);
       add_rows(all.dv, bound.dv, key_head, longest_k);
+      all.dsinks[static_cast<std::size_t>(h)] +=
+          bound.dsink.sum() + sink_terms * u * bound.dsink_size.sum();
+      if (tensors.bias.exists())
+        for (Index i = 0; i < bound.dbias.rows(); ++i)
+          for (Index j = 0; j < bound.dbias.cols(); ++j)
+            all.dbias[second_element(tensors.bias, b, h, i, j)] +=
+                bound.dbias(i, j) + bias_terms * u * bound.dbias_size(i, j);
     }
   }
   return all;

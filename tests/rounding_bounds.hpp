@@ -12,6 +12,8 @@
 //   o            sum_j (p_j's error + (n + 1) u p_j) |v_j|
 //   dS, dQ, ...  the same step by step through the products of the backward pass
 //
+// A sink is one more of the n; dropout's factor is one more product.
+//
 // There is no tolerance to tune: every constant is a count of operations.
 #pragma once
 

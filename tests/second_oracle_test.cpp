@@ -1,5 +1,6 @@
 // The oracle against the second oracle, over thousands of random small problems, within the bounds
 // of tests/rounding_bounds.hpp.
+#include "core/dropout.hpp"
 #include "oracle/attention.hpp"
 #include "tests/random_problem.hpp"
 #include "tests/rounding_bounds.hpp"
@@ -20,18 +21,18 @@
 namespace tilewise::tests {
 namespace {
 
-constexpr std::array<const char*, 5> outputs{"o", "lse", "dq", "dk", "dv"};
+constexpr std::array<const char*, 7> outputs{"o", "lse", "dq", "dk", "dv", "dbias", "dsinks"};
 
-std::array<const std::vector<double>*, 5> arrays(const oracle::Everything& all) {
-  return {&all.o, &all.lse, &all.dq, &all.dk, &all.dv};
+std::array<const std::vector<double>*, 7> arrays(const oracle::Everything& all) {
+  return {&all.o, &all.lse, &all.dq, &all.dk, &all.dv, &all.dbias, &all.dsinks};
 }
-std::array<const std::vector<Real>*, 5> arrays(const SecondEverything& all) {
-  return {&all.o, &all.lse, &all.dq, &all.dk, &all.dv};
+std::array<const std::vector<Real>*, 7> arrays(const SecondEverything& all) {
+  return {&all.o, &all.lse, &all.dq, &all.dk, &all.dv, &all.dbias, &all.dsinks};
 }
 
 /// Difference over bound, the largest of each output, and which element broke its bound first.
 struct Comparison {
-  std::array<Real, 5> ratio{};
+  std::array<Real, 7> ratio{};
   std::string broken;
 
   Real largest() const { return *std::max_element(ratio.begin(), ratio.end()); }
@@ -43,7 +44,12 @@ Comparison compare(const oracle::Everything& answer, const Problem& problem,
   const SecondEverything second = second_attention(problem, tensors);
   const SecondEverything allowed = rounding_bounds(problem, tensors);
   Comparison result;
-  for (std::size_t output = 0; output < outputs.size(); ++output)
+  for (std::size_t output = 0; output < outputs.size(); ++output) {
+    if (arrays(answer)[output]->size() != arrays(second)[output]->size()) {
+      result.ratio[output] = std::numeric_limits<Real>::infinity();
+      result.broken = std::string(outputs[output]) + " has another number of elements";
+      continue;
+    }
     for (std::size_t n = 0; n < arrays(second)[output]->size(); ++n) {
       const Real expected = arrays(second)[output]->at(n), bound = arrays(allowed)[output]->at(n);
       const auto got = static_cast<Real>(arrays(answer)[output]->at(n));
@@ -67,13 +73,14 @@ Comparison compare(const oracle::Everything& answer, const Problem& problem,
       }
       result.ratio[output] = std::max(result.ratio[output], ratio);
     }
+  }
   return result;
 }
 
 TEST(SecondOracle, AgreesWithTheOracleOnRandomProblems) {
-  constexpr std::uint64_t problems = 4000;
-  std::array<Real, 5> largest{};
-  std::uint64_t backward = 0;
+  constexpr std::uint64_t problems = 6000;
+  std::array<Real, 7> largest{};
+  std::uint64_t backward = 0, sinks = 0, dropout = 0, blocks = 0, chunks = 0;
   for (std::uint64_t seed = 0; seed < problems; ++seed) {
     RandomLimits limits;
     limits.min_seqlen = seed % 4 == 0 ? 0 : 1;
@@ -88,11 +95,17 @@ TEST(SecondOracle, AgreesWithTheOracleOnRandomProblems) {
     for (std::size_t n = 0; n < largest.size(); ++n)
       largest[n] = std::max(largest[n], comparison.ratio[n]);
     backward += problem.pass == Pass::backward;
+    sinks += problem.sink;
+    dropout += problem.dropout_p > 0;
+    blocks += problem.blocks.has_value();
+    chunks += problem.attention_chunk > 0;
   }
+  for (const std::uint64_t count : {sinks, dropout, blocks, chunks})
+    EXPECT_GE(count, problems / 5);
   std::cout << std::setprecision(2) << problems << " problems, " << backward
             << " of them backward; largest difference over its bound: o " << largest[0] << ", lse "
             << largest[1] << ", dq " << largest[2] << ", dk " << largest[3] << ", dv " << largest[4]
-            << "\n";
+            << ", dbias " << largest[5] << ", dsinks " << largest[6] << "\n";
   // A bound that nothing ever comes near would prove little.
   for (const Real ratio : largest) EXPECT_GE(ratio, 0.05L);
 }
@@ -111,11 +124,33 @@ void expect_noticed(const char* what, const std::function<bool(const Problem&)>&
     Problem changed = problem;
     change(changed);
     ++asked;
-    const oracle::Everything answer = oracle::attention(oracle::Case(changed, tensors.views()));
+    // The oracle takes a sink or a block mask that is there for one that counts.
+    AttentionTensors given = tensors.views();
+    if (!changed.sink) given.sinks = {};
+    if (!changed.blocks) given.block_mask = {};
+    const oracle::Everything answer = oracle::attention(oracle::Case(changed, given));
     noticed += compare(answer, problem, tensors.views()).largest() > 1;
   }
   EXPECT_GE(asked, 20) << what;
   EXPECT_GE(noticed, at_least * asked) << what << ": noticed in " << noticed << " of " << asked;
+}
+
+// The oracle asks core/dropout.hpp element by element; the second oracle makes whole masks another
+// way.
+TEST(SecondOracle, DropsTheSameElements) {
+  Random random(7);
+  for (int n = 0; n < 40; ++n) {
+    const double p = n == 0 ? 0 : random.uniform();
+    const std::uint64_t seed = random.bits(), offset = n % 2 == 0 ? 0 : random.bits();
+    const std::int64_t nheads = random.between(1, 9), b = random.below(5), h = random.below(nheads);
+    const std::int64_t rows = random.between(1, 130), columns = random.between(1, 200);
+    const Dropout dropout(p, seed, offset, nheads);
+    const BoolMatrix keep = second_dropout(p, seed, offset, nheads, b, h, rows, columns);
+    for (std::int64_t i = 0; i < rows; ++i)
+      for (std::int64_t j = 0; j < columns; ++j)
+        ASSERT_EQ(dropout.keeps(b, h, i, j), keep(i, j))
+            << "p " << p << ", seed " << seed << ", (" << i << ", " << j << ")";
+  }
 }
 
 TEST(SecondOracle, TheComparisonNoticesEveryChangeOfMeaning) {
@@ -165,6 +200,29 @@ TEST(SecondOracle, TheComparisonNoticesEveryChangeOfMeaning) {
         return p.alibi && p.conventions.alibi == Alibi::minus_distance && p.max_seqlen_k() > 2;
       },
       [](Problem& p) { p.conventions.alibi = Alibi::signed_distance; }, 0.5);
+  expect_noticed(
+      "sink left out", [](const Problem& p) { return p.sink; },
+      [](Problem& p) { p.sink = false; }, 0.9);
+  expect_noticed(
+      "block mask left out", [](const Problem& p) { return p.blocks && p.blocks->density < 1; },
+      [](Problem& p) { p.blocks.reset(); }, 0.7);
+  expect_noticed(
+      "dropout left out",
+      [](const Problem& p) { return p.dropout_p > 0.1 && p.max_seqlen_k() > 2; },
+      [](Problem& p) { p.dropout_p = 0; }, 0.8);
+  expect_noticed(
+      "another element dropped", [](const Problem& p) { return p.dropout_p > 0.05; },
+      [](Problem& p) { p.seed ^= 1; }, 0.6);
+  expect_noticed(
+      "dropout's probability off by 1e-6",
+      [](const Problem& p) { return p.dropout_p > 0 && p.dropout_p < 0.9; },
+      [](Problem& p) { p.dropout_p += 1e-6; }, 0.6);
+  expect_noticed(
+      "chunk longer by one",
+      [](const Problem& p) {
+        return p.attention_chunk > 0 && p.attention_chunk < p.max_seqlen_k() && !p.blocks;
+      },
+      [](Problem& p) { p.attention_chunk += 1; }, 0.5);
   expect_noticed(
       "other base of the LSE", [](const Problem&) { return true; },
       [](Problem& p) {

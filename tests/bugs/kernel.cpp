@@ -1,5 +1,7 @@
 #include "tests/bugs/kernel.hpp"
 
+#include "core/dropout.hpp"
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -83,6 +85,9 @@ double broadcast(const TensorView& tensor, std::int64_t b, std::int64_t h, std::
   return load(tensor.dtype, tensor.at(offset));
 }
 
+/// What a block mask says of a block.
+enum class Block : std::uint8_t { absent, partial, full };
+
 constexpr std::int64_t round_up(std::int64_t n, std::int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
@@ -108,10 +113,16 @@ class Kernel {
     uses_mask_ = has_mask && !(params_.causal && together == MaskAndCausal::causal_replaces);
     if (has_mask && together == MaskAndCausal::mask_replaces) mask_params_.causal = false;
 
-    if (has(Bug::causal_top_left) || has(Bug::window_top_left))
+    if (has(Bug::causal_top_left) || has(Bug::window_top_left) || has(Bug::chunk_top_left))
       mask_params_.conventions.alignment = Alignment::top_left;
     if (has(Bug::window_left_off_by_one)) mask_params_.window_left += 1;
     if (has(Bug::window_right_off_by_one)) mask_params_.window_right -= 1;
+    if (has(Bug::chunk_off_by_one)) mask_params_.attention_chunk += 1;
+    if (tensors_.block_mask.exists()) read_block_mask();
+    if (params_.dropout_p > 0 && !has(Bug::dropout_scale_missing))
+      dropout_scale_ = 1 / (1 - params_.dropout_p);
+    dsinks_.resize(static_cast<std::size_t>(problem_.nheads_q));
+    if (tensors_.dbias.exists()) dbias_.resize(static_cast<std::size_t>(tensors_.dbias.elements()));
   }
 
   void forward() {
@@ -137,6 +148,13 @@ class Kernel {
           if (Head head = make_head(b, h); head.kv == kv) group.push_back(head);
         backward_group(group);
       }
+    for (std::size_t h = 0; tensors_.dsinks.exists() && h < dsinks_.size(); ++h)
+      store(tensors_.dsinks.dtype,
+            tensors_.dsinks.at(static_cast<std::int64_t>(h) * tensors_.dsinks.strides[0]),
+            static_cast<double>(dsinks_[h]));
+    for (std::size_t n = 0; n < dbias_.size(); ++n)
+      store(tensors_.dbias.dtype, tensors_.dbias.at(static_cast<std::int64_t>(n)),
+            static_cast<double>(dbias_[n]));
   }
 
  private:
@@ -256,12 +274,84 @@ class Kernel {
   bool visible(const Head& head, std::int64_t i, std::int64_t j) const {
     if (j >= head.seqlen_k)  // past the end, in the last tile
       return has(Bug::tail_unmasked) || has(Bug::padded_keys_counted);
+    if (tensors_.block_mask.exists()) {
+      const BlockMask& mask = tensors_.block_mask;
+      const Block kind = block(head, i / mask.block_q, j / mask.block_k);
+      if (kind == Block::absent) return false;
+      if (kind == Block::full && !has(Bug::full_block_masked)) return true;
+    }
     const KeyRange keys = range(head, i);
     if (j < keys.begin || j >= keys.end) return false;
     if (!uses_mask_) return true;
     const std::int64_t b = has(Bug::mask_batch_ignored) ? 0 : head.b;
     const bool may_look = broadcast(tensors_.mask, b, head.h, i, j) != 0;
     return has(Bug::mask_inverted) ? !may_look : may_look;
+  }
+
+  /// Turns the lists into a table of blocks.
+  void read_block_mask() {
+    const BlockMask& mask = tensors_.block_mask;
+    const std::int64_t* const shape = mask.kv_indices.shape;
+    blocks_.resize(static_cast<std::size_t>(mask.kv_indices.elements()));
+    const auto read = [&](const TensorView& counts, const TensorView& indices, Block kind) {
+      for (std::int64_t b = 0; counts.exists() && b < shape[0]; ++b)
+        for (std::int64_t h = 0; h < shape[1]; ++h)
+          for (std::int64_t row = 0; row < shape[2]; ++row) {
+            const std::int64_t at = b * counts.strides[0] + h * counts.strides[1];
+            auto count = static_cast<std::int64_t>(
+                load(counts.dtype, counts.at(at + row * counts.strides[2])));
+            if (has(Bug::block_beyond_count)) count = std::min(count + 1, shape[3]);
+            for (std::int64_t n = 0; n < count; ++n) {
+              const auto column =
+                  static_cast<std::int64_t>(broadcast(indices, b, h, row, n));
+              // What lies beyond the count may be negative: that bug lands in the first block.
+              blocks_[static_cast<std::size_t>(((b * shape[1] + h) * shape[2] + row) * shape[3] +
+                                               std::max<std::int64_t>(column, 0))] = kind;
+            }
+          }
+    };
+    read(mask.kv_num_blocks, mask.kv_indices, Block::partial);
+    if (!has(Bug::full_blocks_forgotten))
+      read(mask.full_kv_num_blocks, mask.full_kv_indices, Block::full);
+  }
+
+  Block block(const Head& head, std::int64_t row, std::int64_t column) const {
+    const std::int64_t* const shape = tensors_.block_mask.kv_indices.shape;
+    const std::int64_t b = shape[0] == 1 ? 0 : head.b;
+    const std::int64_t h = shape[1] == 1 || has(Bug::block_head_ignored) ? 0 : head.h;
+    return blocks_[static_cast<std::size_t>(((b * shape[1] + h) * shape[2] + row) * shape[3] +
+                                            column)];
+  }
+
+  /// The head's sink, in the units of our scores.
+  Real sink(const Head& head) const {
+    if (!tensors_.sinks.exists()) return static_cast<Real>(-infinity);
+    const std::int64_t h = has(Bug::sink_head_zero) ? 0 : head.h;
+    const double value =
+        load(tensors_.sinks.dtype, tensors_.sinks.at(h * tensors_.sinks.strides[0]));
+    return static_cast<Real>(value * unit_ * (has(Bug::sink_scaled) ? scale_ : 1.0));
+  }
+
+  /// Is element (i, j) of P kept? `first_row` and `first_key` are where the tiles start.
+  bool kept(const Head& head, std::int64_t i, std::int64_t j, std::int64_t first_row,
+            std::int64_t first_key) const {
+    if (params_.dropout_p == 0) return true;
+    const std::int64_t h = has(Bug::dropout_head_zero) ? 0 : head.h;
+    if (has(Bug::dropout_of_tile)) i -= first_row, j -= first_key;
+    if (has(Bug::dropout_ten_rounds)) return kept_after_ten_rounds(head.b, h, i, j);
+    return Dropout(params_.dropout_p, params_.philox_seed, params_.philox_offset,
+                   problem_.nheads_q)
+        .keeps(head.b, h, i, j);
+  }
+  bool kept_after_ten_rounds(std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j) const {
+    const std::int64_t r = i % 16, c = j % 32, lane = r % 8 * 4 + c % 8 / 2;
+    const auto words = philox<10>(
+        params_.philox_seed,
+        static_cast<std::uint64_t>(i / 16) | static_cast<std::uint64_t>(j / 32) << 32,
+        params_.philox_offset + static_cast<std::uint64_t>((b * problem_.nheads_q + h) * 32 + lane));
+    const std::int64_t byte = c / 16 * 8 + c % 16 / 8 * 4 + (r >= 8 ? 2 : 0) + c % 2;
+    const double most = (1 - params_.dropout_p) * 255;
+    return (words[static_cast<std::size_t>(byte / 4)] >> (8 * (byte % 4)) & 0xff) <= most;
   }
 
   /// ALiBi and bias.
@@ -325,6 +415,21 @@ class Kernel {
     return {capped * static_cast<Real>(unit_), no_slope ? Real{1} : 1 - t * t};
   }
 
+  /// Does a block reach into these rows and the key tile, in full or with keys in sight?
+  bool listed(const Head& head, std::int64_t first_row, std::int64_t rows, std::int64_t first_key,
+              const KeyRange& in_sight) const {
+    const BlockMask& mask = tensors_.block_mask;
+    const std::int64_t end_key = std::min(first_key + Bc_, head.seqlen_k);
+    const bool sighted = in_sight.begin < end_key && in_sight.end > first_key;
+    for (std::int64_t row = first_row / mask.block_q; row * mask.block_q < first_row + rows; ++row)
+      for (std::int64_t column = first_key / mask.block_k; column * mask.block_k < end_key;
+           ++column) {
+        const Block kind = block(head, row, column);
+        if (kind == Block::full || (kind == Block::partial && sighted)) return true;
+      }
+    return false;
+  }
+
   /// The first keys of the tiles that some row of the query tile can see, in the order of visit.
   std::vector<std::int64_t> key_tiles(const Head& head, std::int64_t first_row,
                                       std::int64_t rows) const {
@@ -336,7 +441,13 @@ class Kernel {
       all = {std::min(all.begin, keys.begin), std::max(all.end, keys.end)};
     }
     std::vector<std::int64_t> tiles;
-    for (std::int64_t key = all.begin / Bc_ * Bc_; key < all.end; key += Bc_) tiles.push_back(key);
+    if (tensors_.block_mask.exists()) {
+      for (std::int64_t key = 0; key < head.seqlen_k; key += Bc_)
+        if (listed(head, first_row, rows, key, all)) tiles.push_back(key);
+    } else {
+      for (std::int64_t key = all.begin / Bc_ * Bc_; key < all.end; key += Bc_)
+        tiles.push_back(key);
+    }
     if (tiles.empty()) return tiles;
     if (has(Bug::last_tile_dropped)) tiles.pop_back();
     if (has(Bug::partial_tile_dropped) && tiles.back() + Bc_ > head.seqlen_k) tiles.pop_back();
@@ -356,7 +467,25 @@ class Kernel {
       parts.push_back(
           sweep(head, Q, std::span(tiles).subspan(t, std::min(per_split, tiles.size() - t))));
     if (parts.empty()) parts.push_back(sweep(head, Q, {}));
-    finish(head, parts.size() == 1 ? parts.front() : merged(parts));
+    if (has(Bug::sink_every_split))
+      for (Running<Real>& part : parts) add_sink(head, part);
+    Running<Real> whole = parts.size() == 1 ? parts.front() : merged(parts);
+    if (tensors_.sinks.exists() && !has(Bug::sink_not_in_lse)) add_sink(head, whole);
+    finish(head, std::move(whole));
+  }
+
+  /// The sink is one more key, without a value: it joins the row sum, and the maximum.
+  void add_sink(const Head& head, Running<Real>& state) const {
+    const Real score = sink(head);
+    for (std::int64_t i = 0; i < state.O.count; ++i) {
+      Real& m = state.m[i];
+      const Real m_new = std::max(m, score);
+      if (m_new == static_cast<Real>(-infinity)) continue;
+      const Real alpha = m == static_cast<Real>(-infinity) ? Real{0} : exponential(m - m_new);
+      state.l[i] = rounded_sum(state.l[i] * alpha + exponential(score - m_new));
+      for (std::int64_t c = 0; c < state.O.width; ++c) state.O.row(i)[c] *= alpha;
+      m = m_new;
+    }
   }
 
   /// Online softmax over some key tiles: algorithm 1 of FlashAttention-2, lines 7 to 10.
@@ -396,8 +525,11 @@ class Kernel {
         const bool rescale_late = has(Bug::row_sum_half_updated);
         if (!rescale_late && !has(Bug::row_sum_not_rescaled)) l = rounded_sum(l * alpha);
         for (std::int64_t j = 0; j < Bc_; ++j)
-          l = rounded_sum(l + (has(Bug::row_sum_rounded) ? to_low_precision(p[j]) : p[j]));
+          if (!has(Bug::dropout_in_row_sum) ||
+              kept(head, Q.first + i, first_key + j, Q.first, first_key))
+            l = rounded_sum(l + (has(Bug::row_sum_rounded) ? to_low_precision(p[j]) : p[j]));
         if (rescale_late && !first_tile) l = rounded_sum(l * alpha);
+        if (has(Bug::sink_every_tile)) l = rounded_sum(l + exponential(sink(head) - m_new));
 
         Real rescale = alpha;
         if (has(Bug::rescale_missing)) rescale = 1;
@@ -405,7 +537,8 @@ class Kernel {
         if (has(Bug::rescale_first_row)) rescale = first_alpha;
         for (std::int64_t c = 0; c < V.width; ++c) O[c] *= rescale;
         for (std::int64_t j = 0; j < Bc_; ++j) {
-          add_scaled(O, to_dtype(p[j]), V.row(j), V.width);
+          if (kept(head, Q.first + i, first_key + j, Q.first, first_key))
+            add_scaled(O, to_dtype(p[j]), V.row(j), V.width);
           if (has(Bug::o_low_precision))
             for (std::int64_t c = 0; c < V.width; ++c) O[c] = to_low_precision(O[c]);
         }
@@ -445,6 +578,9 @@ class Kernel {
 
   /// Divides by l and stores O and LSE: algorithm 1, lines 12 to 15.
   void finish(const Head& head, Running<Real> state) const {
+    std::vector<Real> m_stored = state.m;
+    std::vector<double> l_stored = state.l;
+    if (has(Bug::sink_not_in_lse) && tensors_.sinks.exists()) add_sink(head, state);
     for (std::int64_t row = 0; row < state.O.count; ++row) {
       const std::int64_t i = state.O.first + row;
       const Real m = state.m[row];
@@ -456,7 +592,8 @@ class Kernel {
       if (empty && !has(Bug::empty_row_nan) && !has(Bug::masked_tile_nan)) {
         fill_empty_row(head, O, state.O.width);
       } else {
-        for (std::int64_t c = 0; c < state.O.width; ++c) O[c] /= l;
+        for (std::int64_t c = 0; c < state.O.width; ++c)
+          O[c] = O[c] / l * static_cast<Real>(dropout_scale_);
       }
       if (has(Bug::late_rows) && 4 * i >= 3 * head.seqlen_q)
         for (std::int64_t c = 0; c < state.O.width; ++c) O[c] *= static_cast<Real>(1.005);
@@ -464,7 +601,10 @@ class Kernel {
         O[0] *= static_cast<Real>(1 + 2 * unit_roundoff(tensors_.o.dtype));
 
       store_output_row(head, i, O, state.O.width);
-      store_lse(head, i, empty, m, l);
+      if (has(Bug::sink_not_in_lse))
+        store_lse(head, i, empty, m_stored[row], static_cast<Real>(l_stored[row]));
+      else
+        store_lse(head, i, empty, m, l);
     }
   }
 
@@ -585,6 +725,7 @@ class Kernel {
                     Tile<Real>(0, head.seqlen_q, problem_.head_dim)};
       if (has(Bug::p_from_max)) one.lse = row_maxima(head);
       one.lse_for_dv = has(Bug::dv_unnormalised) ? row_maxima(head) : one.lse;
+      if (tensors_.sinks.exists()) add_sink_gradient(one);
       group.push_back(std::move(one));
     }
     const Head& any = heads.front();
@@ -616,13 +757,35 @@ class Kernel {
       }
   }
 
+  /// The sink looks at nothing: dP = 0, and a row adds -P D to its gradient.
+  void add_sink_gradient(const QueryHead& one) {
+    Real& sum = dsinks_[static_cast<std::size_t>(one.head.h)];
+    if (has(Bug::dsink_last_batch)) sum = 0;
+    for (std::int64_t i = 0; i < one.head.seqlen_q; ++i) {
+      if (std::isinf(one.lse[i])) continue;
+      const Real term = exponential(sink(one.head) - one.lse[i]) * one.D[i];
+      sum += has(Bug::dsink_sign) ? term : -term;
+    }
+  }
+
+  /// The element of the bias that (i, j) was given takes its gradient.
+  void add_bias_gradient(const Head& head, std::int64_t i, std::int64_t j, Real gradient) {
+    const TensorView& dbias = tensors_.dbias;
+    const std::int64_t index[4] = {head.b, head.h, i, j};
+    std::int64_t at = 0;
+    for (int dim = 0; dim < 4; ++dim)
+      if (dbias.shape[dim] != 1) at += index[dim] * dbias.strides[dim];
+    Real& sum = dbias_[static_cast<std::size_t>(at)];
+    sum = has(Bug::dbias_not_summed) ? gradient : sum + gradient;
+  }
+
   void scale_gradient(Real* row, std::int64_t width) const {
     if (has(Bug::ds_without_scale)) return;
     for (std::int64_t c = 0; c < width; ++c) row[c] *= static_cast<Real>(scale_);
   }
 
   void backward_tile(QueryHead& one, std::int64_t first_row, const Tile<Real>& K,
-                     const Tile<Real>& V, Tile<Real>& dK, Tile<Real>& dV) const {
+                     const Tile<Real>& V, Tile<Real>& dK, Tile<Real>& dV) {
     const Tile<Real> Q = read_query_tile(tensors_.q, one.head, first_row);
     Tile<Real> dO = read_query_tile(tensors_.dout, one.head, first_row);
     if (has(Bug::dout_ignored)) std::fill(dO.data.begin(), dO.data.end(), Real{1});
@@ -640,15 +803,26 @@ class Kernel {
 
         const Real p = exponential(s.value - one.lse[i]);  // recomputed, never stored
         const Real p_for_dv = exponential(s.value - one.lse_for_dv[i]);
-        const Real dP = dot(dO.row(row), V.row(j), V.width);
+        const bool keep = has(Bug::dropout_forgotten_backward) ||
+                          kept(one.head, i, K.first + j, first_row, K.first);
+        const Real Z = keep ? static_cast<Real>(dropout_scale_) : Real{0};
+        const Real dP =
+            dot(dO.row(row), V.row(j), V.width) * (has(Bug::dropout_not_in_dp) ? Real{1} : Z);
         const Real dS = to_dtype(p * (dP - one.D[i]) * s.slope);
+        if (tensors_.dbias.exists() && !hidden && K.first + j < one.head.seqlen_k) {
+          const bool bias_first =
+              params_.conventions.score_order == ScoreOrder::bias_softcap_mask;
+          const bool sloped = bias_first || has(Bug::dbias_through_softcap);
+          add_bias_gradient(one.head, i, K.first + j,
+                            p * (dP - one.D[i]) * (sloped ? s.slope : Real{1}));
+        }
         if (hidden && has(Bug::dk_not_causal)) {
           const Real seen = product * static_cast<Real>(scale_ * unit_);
           const Real leaked = exponential(seen - one.lse[i]) * (dP - one.D[i]);
           if (K.first + j < one.head.seqlen_k) add_scaled(dK.row(j), leaked, Q.row(row), Q.width);
           continue;
         }
-        add_scaled(dV.row(j), to_dtype(p_for_dv), dO.row(row), V.width);
+        add_scaled(dV.row(j), to_dtype(p_for_dv) * Z, dO.row(row), V.width);
         add_scaled(dQ, dS, K.row(j), Q.width);
         add_scaled(dK.row(j), dS, Q.row(row), Q.width);
         if (has(Bug::dq_low_precision))
@@ -677,7 +851,10 @@ class Kernel {
   std::int64_t Bc_ = 0;
   double scale_ = 1;
   double unit_ = 1;  // scores are in units of the natural logarithm, or log2(e) times as large
+  double dropout_scale_ = 1;
   bool uses_mask_ = false;
+  std::vector<Block> blocks_{};  // [batch or 1, nheads_q or 1, query blocks, key blocks]
+  std::vector<Real> dsinks_{}, dbias_{};  // as they grow, over all sequences and heads
 };
 
 template <class Real>

@@ -6,6 +6,7 @@
 // recomputation from LSE (algorithm 2). It rounds where tensor cores make real kernels round: P and
 // dS to the problem's dtype before they are multiplied, outputs when they are stored; S, the
 // running maximum, the row sum and every accumulator stay in float32 (float64 in an f64 problem).
+// A sink joins the row sum after the last tile; a block mask says which tiles are visited at all.
 //
 // With `Bug::none` it is correct for every Recipe. With any other it is the same kernel with one
 // line wrong: what a judge must notice (docs/bugs.md).
@@ -40,6 +41,12 @@ enum class Bug : std::uint8_t {
   first_tile_twice,
   kv_head_modulo,
   batch_stride_of_q,
+  chunk_off_by_one,
+  chunk_top_left,
+  full_block_masked,
+  full_blocks_forgotten,
+  block_beyond_count,
+  block_head_ignored,
 
   // The score
   scale_inverse_d,
@@ -54,6 +61,8 @@ enum class Bug : std::uint8_t {
   alibi_next_head,
   bias_transposed,
   bias_head_ignored,
+  sink_scaled,
+  sink_head_zero,
 
   // Online softmax
   rescale_missing,
@@ -68,6 +77,18 @@ enum class Bug : std::uint8_t {
   stale_v_tile,
   masked_tile_nan,
   split_average,
+  sink_every_tile,
+  sink_every_split,
+  sink_not_in_lse,
+
+  // Dropout
+  dropout_scale_missing,
+  dropout_head_zero,
+  dropout_of_tile,
+  dropout_ten_rounds,
+  dropout_in_row_sum,
+  dropout_forgotten_backward,
+  dropout_not_in_dp,
 
   // The end of a row: normalising and storing
   lane_normaliser,
@@ -100,6 +121,10 @@ enum class Bug : std::uint8_t {
   dq_low_precision,
   dk_not_causal,
   empty_row_gradient_nan,
+  dsink_sign,
+  dsink_last_batch,
+  dbias_not_summed,
+  dbias_through_softcap,
 };
 
 enum class KeyOrder : std::uint8_t { ascending, descending };

@@ -1,0 +1,191 @@
+// Forward: O and LSE, one block of Br queries a task, keys in tiles of Bc (Dao 2023,
+// arXiv 2307.08691, Algorithm 1).
+//
+//   for each tile of keys that the block can reach:
+//     S = finished scores            visibility.hpp, scores.hpp
+//     m' = max(m, rowmax S)          P = exp(S - m')          alpha = exp(m - m')
+//     l <- alpha l + rowsum P        O <- alpha O + (P Z) V   Z: dropout's factors
+//   O_i = O / l,  LSE_i = m + log l
+//
+// Tiles start at multiples of Bc from the sequence's first key, and a tile in which a row sees
+// nothing leaves that row's m, l and O as they were. So a row's bits depend on its own query, keys
+// and masks alone: not on its neighbours, the batch, or who computes it.
+#include "cpu/portable/portable.hpp"
+#include "cpu/portable/rows.hpp"
+#include "cpu/portable/scores.hpp"
+#include "cpu/portable/tile.hpp"
+#include "cpu/portable/workspace.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace tilewise::cpu::portable {
+namespace {
+
+template <class Real>
+constexpr Real minus_infinity = -std::numeric_limits<Real>::infinity();
+
+/// All that a worker needs, whatever the lengths.
+template <class Real>
+struct ForwardTiles {
+  ForwardTiles(Arena& arena, const Shape& shape)
+      : Q(arena.take_tile<Real>(Br, shape.head_dim)),
+        K(arena.take_tile<Real>(Bc, shape.head_dim)),
+        Kt(arena.take_tile<Real>(shape.head_dim, Bc)),
+        V(arena.take_tile<Real>(Bc, shape.head_dim_v)),
+        S(arena.take_tile<Real>(Br, Bc)),
+        Z(arena.take_tile<Real>(Br, Bc)),
+        O(arena.take_tile<Real>(Br, shape.head_dim_v)),
+        m(arena.take<Real>(Br)),
+        l(arena.take<Real>(Br)),
+        visible{arena.take<std::uint8_t>(Br * Bc)} {}
+
+  Tile<Real> Q, K, Kt, V;
+  Tile<Real> S;  ///< scores, then P
+  Tile<Real> Z;
+  Tile<Real> O;  ///< not yet divided by l
+  Real *m, *l;
+  Visible visible;
+};
+
+/// A sink is a score that was seen before every key, and whose value is zero.
+template <class Real>
+void start(const Head& head, const ForwardTiles<Real>& tiles) {
+  const TensorView& sinks = head.call.tensors.sinks;
+  const Real sink = sinks.exists()
+                        ? static_cast<Real>(load(sinks.dtype, sinks.at(head.h * sinks.strides[0])))
+                        : minus_infinity<Real>;
+  for (std::int64_t r = 0; r < Br; ++r) {
+    tiles.m[r] = sink;
+    tiles.l[r] = sink == minus_infinity<Real> ? Real{0} : Real{1};
+  }
+  tiles.O.clear(Br);
+}
+
+/// S to P, with m, l and O brought up to date. A NaN score leaves m alone and makes l NaN.
+template <class Real>
+void online_softmax(Span rows, Span keys, const ForwardTiles<Real>& tiles) {
+  for (std::int64_t r = 0; r < rows.count; ++r) {
+    Real* s = tiles.S.row(r);
+    Real m = tiles.m[r];
+    for (std::int64_t j = 0; j < keys.count; ++j) m = s[j] > m ? s[j] : m;
+    // A row that has seen no key yet has m = -inf, and -inf - -inf is NaN: subtract 0 there.
+    const Real shift = m == minus_infinity<Real> ? Real{0} : m;
+    Real sum = 0;
+    for (std::int64_t j = 0; j < keys.count; ++j) sum += s[j] = std::exp(s[j] - shift);
+    const Real alpha = std::exp(tiles.m[r] - shift);
+    tiles.l[r] = alpha * tiles.l[r] + sum;
+    tiles.m[r] = m;
+    if (alpha == 1) continue;
+    for (std::int64_t c = 0; c < tiles.O.stride; ++c) tiles.O.row(r)[c] *= alpha;
+  }
+}
+
+template <class Real>
+void add_tile(const Head& head, Span rows, Span keys, const ForwardTiles<Real>& tiles) {
+  const AttentionTensors& tensors = head.call.tensors;
+  Coverage coverage = look(head, rows, keys, tiles.visible);
+  if (coverage == Coverage::none) return;
+  read_tile(head.keys, tensors.k, head.b, head.kv_head, keys, tiles.K);
+  read_tile(head.keys, tensors.v, head.b, head.kv_head, keys, tiles.V);
+  transpose(tiles.K, keys.count, head.shape.head_dim, tiles.Kt);
+
+  tiles.S.clear(rows.count);
+  add_product(rows.count, padded<Real>(keys.count), head.shape.head_dim, tiles.Q.data,
+              {tiles.Q.stride, 1}, tiles.Kt, tiles.S);
+  coverage = finish_scores(head, rows, keys, coverage, tiles.visible, tiles.S, {});
+  online_softmax(rows, keys, tiles);
+
+  if (head.call.params.dropout_p > 0) {
+    dropout_factors(head, rows, keys, tiles.Z);
+    for (std::int64_t r = 0; r < rows.count; ++r)
+      for (std::int64_t j = 0; j < keys.count; ++j) tiles.S.row(r)[j] *= tiles.Z.row(r)[j];
+  }
+  if (coverage == Coverage::all)
+    add_product(rows.count, tiles.V.stride, keys.count, tiles.S.data, {Bc, 1}, tiles.V, tiles.O);
+  else
+    add_visible_product(rows.count, tiles.V.stride, keys.count, tiles.S.data, tiles.visible,
+                        {Bc, 1}, tiles.V, tiles.O);
+}
+
+/// O of a row that may look at no key, as the conventions have it.
+template <class Real>
+void fill_empty_row(const Head& head, const ForwardTiles<Real>& tiles, Real* o) {
+  const std::int64_t width = head.shape.head_dim_v;
+  const EmptyRowOutput wanted = head.call.params.conventions.empty_row_output;
+  std::fill(o, o + width,
+            wanted == EmptyRowOutput::nan ? std::numeric_limits<Real>::quiet_NaN() : Real{0});
+  if (wanted != EmptyRowOutput::mean_v) return;
+  for (std::int64_t n = 0; n < blocks(head.seqlen_k, Bc); ++n) {
+    const Span keys = Span::block(n, Bc, head.seqlen_k);
+    read_tile(head.keys, head.call.tensors.v, head.b, head.kv_head, keys, tiles.V);
+    add_rows(tiles.V, keys.count, width, o);
+  }
+  for (std::int64_t c = 0; c < width && head.seqlen_k > 0; ++c)
+    o[c] /= static_cast<Real>(head.seqlen_k);
+}
+
+template <class Real>
+void finish(const Head& head, Span rows, const ForwardTiles<Real>& tiles) {
+  const AttentionTensors& tensors = head.call.tensors;
+  const Conventions& conventions = head.call.params.conventions;
+  for (std::int64_t r = 0; r < rows.count; ++r) {
+    const Real m = tiles.m[r], l = tiles.l[r];
+    const bool empty = l == 0;  // the largest score adds exp(0) = 1: a sum is never that small
+    Real* o = tiles.O.row(r);
+    if (empty)
+      fill_empty_row(head, tiles, o);
+    else
+      for (std::int64_t c = 0; c < head.shape.head_dim_v; ++c) o[c] /= l;
+    if (!tensors.lse.exists()) continue;
+    double lse = static_cast<double>(m) + std::log(static_cast<double>(l));
+    if (conventions.lse_base == LseBase::two) lse *= 1.4426950408889634;  // log2 e
+    if (empty)
+      lse = conventions.empty_row_lse == EmptyRowLse::plus_inf ? -minus_infinity<double>
+                                                               : minus_infinity<double>;
+    store(tensors.lse.dtype,
+          tensors.lse.at(head.queries.lse_offset(tensors.lse, head.b, head.h, rows.first + r)),
+          lse);
+  }
+  write_tile(head.queries, tensors.o, head.b, head.h, rows, tiles.O);
+}
+
+template <class Real>
+void attend(const Head& head, Span rows, const ForwardTiles<Real>& tiles) {
+  start(head, tiles);
+  read_tile(head.queries, head.call.tensors.q, head.b, head.h, rows, tiles.Q);
+  const KeyRange range = reachable_keys(head, rows);
+  for (std::int64_t n = range.begin / Bc; n * Bc < range.end; ++n)
+    add_tile(head, rows, Span::block(n, Bc, head.seqlen_k), tiles);
+  finish(head, rows, tiles);
+}
+
+}  // namespace
+
+template <class Real>
+std::size_t forward_workspace(const Call& call, int max_workers) {
+  return bytes_a_worker<ForwardTiles<Real>>(Shape(call)) * static_cast<std::size_t>(max_workers);
+}
+
+template <class Real>
+void forward(const Call& call, const Workers& workers, void* workspace) {
+  const Sequences queries = Sequences::of_queries(call.tensors);
+  const Shape shape(call);
+  const std::int64_t row_blocks = blocks(queries.longest(), Br);
+  const std::int64_t tasks = queries.batch() * shape.nheads_q * row_blocks;
+  for_each_task<ForwardTiles<Real>>(
+      workers, workspace, shape, tasks, [&](std::int64_t task, const ForwardTiles<Real>& tiles) {
+        const std::int64_t sequence_head = task / row_blocks;
+        const Head head(call, sequence_head / shape.nheads_q, sequence_head % shape.nheads_q);
+        const Span rows = Span::block(task % row_blocks, Br, head.seqlen_q);
+        if (rows.count > 0) attend(head, rows, tiles);
+      });
+}
+
+template std::size_t forward_workspace<float>(const Call&, int);
+template std::size_t forward_workspace<double>(const Call&, int);
+template void forward<float>(const Call&, const Workers&, void*);
+template void forward<double>(const Call&, const Workers&, void*);
+
+}  // namespace tilewise::cpu::portable

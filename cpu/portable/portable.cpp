@@ -1,0 +1,54 @@
+// The door to the portable backend: which arithmetic, and whether the workspace suffices.
+#include "cpu/portable/portable.hpp"
+
+#include <cstdint>
+
+namespace tilewise::cpu {
+namespace {
+
+bool in_double(const Call& call) {
+  return call.tensors.q.dtype == DType::f64;
+}
+
+Status suffices(const void* workspace, std::size_t bytes, std::size_t wanted) {
+  if (workspace == nullptr || bytes < wanted)
+    return failure(Code::no_memory, "the workspace has %zu bytes, this call needs %zu",
+                   workspace == nullptr ? std::size_t{0} : bytes, wanted);
+  if (reinterpret_cast<std::uintptr_t>(workspace) % 64 != 0)
+    return failure(Code::bad_argument, "the workspace must start at a multiple of 64 bytes");
+  return {};
+}
+
+}  // namespace
+
+std::size_t forward_workspace(const Call& call, int max_workers) {
+  return in_double(call) ? portable::forward_workspace<double>(call, max_workers)
+                         : portable::forward_workspace<float>(call, max_workers);
+}
+
+Status forward(const Call& call, const Workers& workers, void* workspace, std::size_t bytes) {
+  const Status status = suffices(workspace, bytes, forward_workspace(call, workers.max_workers));
+  if (!status.ok()) return status;
+  if (in_double(call))
+    portable::forward<double>(call, workers, workspace);
+  else
+    portable::forward<float>(call, workers, workspace);
+  return {};
+}
+
+std::size_t backward_workspace(const Call& call, int max_workers) {
+  return in_double(call) ? portable::backward_workspace<double>(call, max_workers)
+                         : portable::backward_workspace<float>(call, max_workers);
+}
+
+Status backward(const Call& call, const Workers& workers, void* workspace, std::size_t bytes) {
+  const Status status = suffices(workspace, bytes, backward_workspace(call, workers.max_workers));
+  if (!status.ok()) return status;
+  if (in_double(call))
+    portable::backward<double>(call, workers, workspace);
+  else
+    portable::backward<float>(call, workers, workspace);
+  return {};
+}
+
+}  // namespace tilewise::cpu
