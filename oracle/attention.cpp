@@ -264,7 +264,7 @@ Row forward_row(const Case& problem_case, const KeyValueHead& head, std::int64_t
     if (!(score <= row.max)) row.max = score;
   }
   const double sink = problem_case.sink(query_head);
-  if (!(sink <= row.max)) row.max = sink;
+  if (sink > row.max) row.max = sink;
   // A bias of -inf hides a key as a mask does.
   if (row.max == -infinity) {
     row.keys.clear();

@@ -131,9 +131,7 @@ ForwardBound bound_forward(const Case& problem_case, const KeyValueHead& head, c
   for (std::size_t n = 0; n < n_keys; ++n) {
     const double* v = &head.v[row.keys[n] * dv];
     const double p = row.p[n], w = row.w[n];
-    const bool subnormal = p * row.sum < std::max(recipe.probability_min, recipe.exp_eta);
-    const double eta =
-        subnormal ? std::min(p, std::max(recipe.probability_eta, recipe.exp_eta) / row.sum) : 0;
+    const double eta = subnormal_error(p, row.sum, recipe);
     const double dropout = p > 0 ? w / p : 0;
     for (std::size_t t = 0; t < width; ++t) {
       const double term = w * v[t], pull = term - p * row.o[t];  // pull: d o / d s_j
@@ -159,6 +157,7 @@ ForwardBound bound_forward(const Case& problem_case, const KeyValueHead& head, c
           ? exp_units * u + u * (std::abs(row.max) + std::abs(problem_case.sink(query_head)))
           : 0;
   const double normaliser = sum_error + 2 * u * std::abs(row.lse) + 6 * row.sink * sink_sigma;
+  const double kept_scale = 1 / (1 - problem_case.params().dropout_p);
   double accumulation_along = 0, systematic_along = 0;
   for (std::size_t t = 0; t < width; ++t) {
     const double o = std::abs(row.o[t]);
@@ -169,12 +168,12 @@ ForwardBound bound_forward(const Case& problem_case, const KeyValueHead& head, c
     const double accumulation =
         six_sigma * (u * additions * (worst_partial[t] + std::sqrt(squares[t])) +
                      rescaling * worst_centred[t]) +
-        static_cast<double>(n_keys) * recipe.term_eta;
+        static_cast<double>(n_keys + 4) * recipe.term_eta * kept_scale;
     const double scale_error = 3 * u * std::max(std::abs(scale_slope[t]), std::abs(raw_slope[t]));
     const double computed =
         rounding_of_p + scores + accumulation + scale_error + tiny[t] + normaliser * o;
     bound.o[t] = stored_bound(o, computed, recipe);
-    bound.o_rest_sigma[t] = (accumulation + scale_error + tiny[t]) / 6 + recipe.output_eta;
+    bound.o_rest_sigma[t] = (accumulation + scale_error) / 6 + recipe.output_eta;
     accumulation_along += square((accumulation + tiny[t]) * o);
     systematic_along += (scale_error + recipe.output_eta + tiny[t]) * o;
   }

@@ -87,6 +87,7 @@ struct PairGradient {
   double w = 0, w_sigma = 0;          ///< p times dropout's factor
   double ds = 0, ds_sigma = 0;        ///< gradient of the scaled score
   double dbias = 0, dbias_sigma = 0;  ///< gradient of what is added to it
+  double dbias_shared = 0;            ///< its error through D, which all keys of a row share
 };
 /// Query i of `head`, key j with its rows `k` and `v`.
 PairGradient pair_gradient(const Case& problem_case, const QueryHead& head, std::int64_t i,
@@ -95,13 +96,15 @@ PairGradient pair_gradient(const Case& problem_case, const QueryHead& head, std:
 /// A single sum with its bound: a sink's gradient, an element of a bias's.
 class ScalarSum {
  public:
-  /// One term, computed with standard deviation `sigma`.
-  void add(double term, double sigma);
+  /// One term, computed with standard deviation `sigma`; and with an error of deviation `shared`
+  /// that it has in common with other terms of the same source (a row), which follow one another.
+  void add(double term, double sigma, double shared = 0, std::int64_t source = -1);
   double value() const { return sum_; }
   double bound(const Recipe& recipe, DType stored) const;
 
  private:
-  double sum_ = 0, squares_ = 0, worst_ = 0, variance_ = 0;
+  double sum_ = 0, squares_ = 0, worst_ = 0, variance_ = 0, shared_ = 0;
+  std::int64_t source_ = -1;
   std::int64_t terms_ = 0;
 };
 

@@ -51,7 +51,7 @@ RowFacts facts_of(const Row& row, const RowGradient& gradient, const ForwardBoun
   }
   facts.plain_d = static_cast<double>(plain_d);
   // D = sum_j p_j dp_j feels the errors of p as o does, by cells of equal scores.
-  double of_p = 0, of_scores = 0;
+  double of_p = 0, of_scores = 0, flushed = 0;
   for (const std::vector<std::size_t>& group : equal_scores(row.score, recipe.probability / 16)) {
     double along = 0, p = 0, scores = 0;
     for (std::size_t n : group) {
@@ -60,13 +60,14 @@ RowFacts facts_of(const Row& row, const RowGradient& gradient, const ForwardBoun
       p += row.p[n];
       scores += row.p[n] * bound.tau[n] * std::abs(gradient.dp[n] - gradient.d);
       if (group.size() > 1) of_p += square(term);
+      flushed += subnormal_error(row.p[n], row.sum, recipe) * std::abs(gradient.dp[n]);
     }
     of_p += square(along) + square(p * gradient.d);
     of_scores += square(scores);
   }
   facts.d_sigma =
       uniform_sigma * recipe.probability * std::sqrt(of_p) + std::sqrt(of_scores) +
-      stored_o_sigma(row, dout, recipe) + std::sqrt(rest) +
+      stored_o_sigma(row, dout, recipe) + std::sqrt(rest) + flushed / 6 +
       std::abs(gradient.d) * bound.normaliser / 6 +
       dot_sigma(recipe.accumulate, static_cast<std::int64_t>(dout.size()), gradient.d, squares);
   return facts;
@@ -88,16 +89,18 @@ class BoundedSums {
 
   /// Adds operand * factors[t] to every element; `sigma` is the operand's error before rounding,
   /// `p` the probability that it comes from.
-  void add(double operand, const double* factors, double sigma, double p, const Recipe& recipe) {
+  void add(double operand, const double* factors, double sigma, double p, const Recipe& recipe,
+           double kept = 1) {
     ++terms_;
     entries_.push_back({p, operand, sigma, factors});
     // Among the subnormal numbers rounding errs by up to eta; what is below eta may vanish.
-    const bool subnormal = std::abs(operand) < recipe.probability_min;
+    // What is rounded is the operand before dropout's factor `kept` multiplied it.
+    const double before = std::abs(operand) / kept;
+    const bool subnormal = before < recipe.probability_min;
     const double vanishing =
-        std::abs(operand) < std::max(2 * recipe.probability_eta, recipe.exp_eta) ? std::abs(operand)
-                                                                                 : 0;
+        before < std::max(2 * recipe.probability_eta, recipe.exp_eta) ? std::abs(operand) : 0;
     const double operand_variance =
-        square(sigma) + (subnormal ? square(recipe.probability_eta * uniform_sigma) : 0);
+        square(sigma) + (subnormal ? square(recipe.probability_eta * kept * uniform_sigma) : 0);
     for (std::int64_t t = 0; t < width_; ++t) {
       const double term = operand * factors[t];
       const double sum = sum_[t] + term;
@@ -257,14 +260,14 @@ PairGradient pair_gradient(const Case& problem_case, const QueryHead& head, std:
   pair.w = p * problem_case.dropout_factor(b, h, i, j);
   pair.w_sigma = pair.w * tau;
   pair.ds = p * centred * slope;
-  pair.ds_sigma =
-      ds_sigma(params, p, slope, centred, tau, raw_sigma(params, u, d, qk), dp, dv, recipe) +
-      p * slope * facts.d_sigma;
+  const double own =
+      ds_sigma(params, p, slope, centred, tau, raw_sigma(params, u, d, qk), dp, dv, recipe);
+  pair.ds_sigma = own + p * slope * facts.d_sigma;
   const double of_bias = bias_slope(problem_case, raw, b, h, i, j);
   pair.dbias = p * centred * of_bias;
-  pair.dbias_sigma = of_bias == slope ? pair.ds_sigma
-                                      : ds_sigma(params, p, 1, centred, tau, 0, dp, dv, recipe) +
-                                            p * facts.d_sigma;
+  pair.dbias_sigma =
+      of_bias == slope ? own : ds_sigma(params, p, 1, centred, tau, 0, dp, dv, recipe);
+  pair.dbias_shared = p * of_bias * facts.d_sigma;
   return pair;
 }
 
@@ -288,7 +291,7 @@ Column backward_column(const Case& problem_case, const std::vector<QueryHead>& g
       }
       const PairGradient pair = pair_gradient(problem_case, head, i, j, k.data(), v.data(), recipe);
       if (!pair.counts) continue;
-      dv_sum.add(pair.w, dout, pair.w_sigma, pair.p, recipe);
+      if (pair.w != 0) dv_sum.add(pair.w, dout, pair.w_sigma, pair.p, recipe, pair.w / pair.p);
       dk.add(pair.ds, &head.q[i * d], pair.ds_sigma, pair.p, recipe);
     }
   dk.finish(recipe);
@@ -307,7 +310,14 @@ Column backward_column(const Case& problem_case, const std::vector<QueryHead>& g
   return column;
 }
 
-void ScalarSum::add(double term, double sigma) {
+void ScalarSum::add(double term, double sigma, double shared, std::int64_t source) {
+  // Of one source, errors that are shared add; of another, they are independent.
+  if (source != source_) {
+    variance_ += square(shared_);
+    shared_ = 0;
+    source_ = source;
+  }
+  shared_ += shared;
   sum_ += term;
   squares_ += square(term);
   worst_ = std::max(worst_, std::abs(sum_));
@@ -319,8 +329,8 @@ double ScalarSum::bound(const Recipe& recipe, DType stored) const {
   const double accumulation = six_sigma * recipe.accumulate *
                               std::sqrt(static_cast<double>(terms_) + 4) *
                               (worst_ + std::sqrt(squares_));
-  const double computed =
-      6 * std::sqrt(variance_) + accumulation + static_cast<double>(terms_) * recipe.term_eta;
+  const double computed = 6 * std::sqrt(variance_ + square(shared_)) + accumulation +
+                          static_cast<double>(terms_) * recipe.term_eta;
   return computed + unit_roundoff(stored) * (std::abs(sum_) + computed) +
          subnormal_roundoff(stored);
 }

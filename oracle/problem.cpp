@@ -313,7 +313,8 @@ constexpr Key dropout_key() {
   Key key{"dropout"};
   key.expected = "a probability from 0 to less than 1";
   key.read = [](Problem& problem, const Key&, std::string_view value) {
-    return read_number(value, problem.dropout_p) && problem.dropout_p >= 0 && problem.dropout_p < 1;
+    return read_number(value, problem.dropout_p) && problem.dropout_p >= 0 &&
+           1.0f - static_cast<float>(problem.dropout_p) > 0;
   };
   key.print = [](const Problem& problem, const Key&) -> std::optional<std::string> {
     return fmt::to_string(problem.dropout_p);

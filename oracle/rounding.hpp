@@ -94,4 +94,11 @@ inline std::vector<std::vector<std::size_t>> equal_scores(const std::vector<doub
   return groups;
 }
 
+/// What p = exp(s - m) / l may lose where exp(s - m) is a subnormal number, or so small that exp
+/// flushes it: all of it, or half the smallest number. Worst case.
+inline double subnormal_error(double p, double l, const Recipe& recipe) {
+  if (p * l >= std::max(recipe.probability_min, recipe.exp_eta)) return 0;
+  return std::min(p, std::max(recipe.probability_eta, recipe.exp_eta) / l);
+}
+
 }  // namespace tilewise::oracle

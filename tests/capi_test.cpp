@@ -1,5 +1,6 @@
 // The C interface: every kind of bad input (a code, a sentence, and nothing written), structs of
 // other sizes, threads, allocators, merging, and what it says of itself.
+#include "cpu/api/overlap.hpp"
 #include "cpu/workers.hpp"
 #include "include/tilewise/tilewise.h"
 
@@ -431,7 +432,7 @@ TEST(BadInput, Numbers) {
       {"2 splits", [](World& w) { w.attention.num_splits = 2; }, unsupported,
        "num_splits is 2; cpu.portable does not split"},
       {"max_seqlen", [](World& w) { w.attention.max_seqlen_q = -1; }, bad_argument,
-       "max_seqlen_q is negative"},
+       "max_seqlen_q is -1"},
       {"another max_seqlen", [](World& w) { w.attention.max_seqlen_k = 4; }, bad_argument,
        "max_seqlen_k is 4 and k has seqlen 5"},
       {"mask and causal",
@@ -1090,6 +1091,78 @@ TEST(Layout, GradientsMayBeSlicesOfOneAllocation) {
   EXPECT_STREQ(error.message, "dk shares memory with dv; expected an output that overlaps nothing");
 }
 
+/// The address of each byte of a view, one by one.
+std::multiset<std::uintptr_t> bytes_of(const tilewise::TensorView& view) {
+  std::multiset<std::uintptr_t> all;
+  for (std::int64_t index = 0; index < view.elements(); ++index) {
+    std::int64_t rest = index, offset = 0;
+    for (int dim = 0; dim < view.ndim; ++dim) {
+      offset += rest % view.shape[dim] * view.strides[dim];
+      rest /= view.shape[dim];
+    }
+    const auto first = reinterpret_cast<std::uintptr_t>(view.at(offset));
+    for (std::size_t byte = 0; byte < tilewise::size_of(view.dtype); ++byte)
+      all.insert(first + byte);
+  }
+  return all;
+}
+
+TEST(Overlap, AgreesWithCountingBytes) {
+  std::mt19937 random(11);
+  const auto up_to = [&](std::int64_t n) {
+    return static_cast<std::int64_t>(random() % static_cast<unsigned>(n));
+  };
+  alignas(8) static char memory[1 << 16];
+  // A slice of a [4, 5, 6] allocation: some indices of each dimension, by steps, backwards or not;
+  // or any strides at all.
+  const auto view = [&](bool slice) {
+    tilewise::TensorView made;
+    made.dtype = random() % 2 != 0 ? tilewise::DType::f32 : tilewise::DType::f16;
+    made.ndim = 3;
+    std::int64_t first = 30000, stride = 30;
+    for (int dim = 0; dim < 3; ++dim) {
+      const std::int64_t size = 4 + dim, begin = up_to(size), step = 1 + up_to(2);
+      made.shape[dim] = (size - begin + step - 1) / step;
+      made.strides[dim] = slice ? stride * step : up_to(40) - 10;
+      first += (slice ? begin * stride : up_to(40)) * 4;
+      if (random() % 3 == 0) {
+        first += (made.shape[dim] - 1) * made.strides[dim] * 4;
+        made.strides[dim] *= -1;
+      }
+      stride /= dim == 0 ? 5 : 6;
+    }
+    if (made.dtype == tilewise::DType::f16)  // the same places, of which it has the first halves
+      for (std::int64_t& each : made.strides) each *= 2;
+    made.data = memory + first;
+    return made;
+  };
+  int shared = 0;
+  for (int round = 0; round < 3000; ++round) {
+    const bool slices = round % 2 == 0;
+    const tilewise::TensorView a = view(slices), b = view(slices);
+    const auto bytes_a = bytes_of(a), bytes_b = bytes_of(b);
+    bool meet = false, itself = false;
+    for (const std::uintptr_t byte : bytes_a) {
+      meet = meet || bytes_b.count(byte) != 0;
+      itself = itself || bytes_a.count(byte) > 1;
+    }
+    shared += meet;
+    if (slices) {
+      EXPECT_EQ(tilewise::cpu::share_memory(a, b), meet) << round;
+      EXPECT_EQ(tilewise::cpu::shares_with_itself(a), itself) << round;
+    }
+    EXPECT_TRUE(!meet || tilewise::cpu::share_memory(a, b)) << round;
+    EXPECT_TRUE(!itself || tilewise::cpu::shares_with_itself(a)) << round;
+    tilewise::cpu::ByteRange range;
+    ASSERT_TRUE(tilewise::cpu::byte_range(a, range));
+    const auto base = reinterpret_cast<std::uintptr_t>(a.data);
+    EXPECT_EQ(base + static_cast<std::uintptr_t>(range.begin), *bytes_a.begin());
+    EXPECT_EQ(base + static_cast<std::uintptr_t>(range.end), *bytes_a.rbegin() + 1);
+  }
+  EXPECT_GT(shared, 300);
+  EXPECT_LT(shared, 2700);
+}
+
 TEST(Layout, NothingNeedsNoMemory) {
   World world = dense();
   tilewise_attention& a = world.attention;
@@ -1232,24 +1305,21 @@ class MergeTest : public testing::TestWithParam<std::int32_t> {};
 
 TEST_P(MergeTest, AgreesWithDoubles) {
   const std::int32_t base = GetParam();
-  constexpr int B = 2, S = 3, H = 2, D = 70, n = 4;
+  constexpr std::size_t B = 2, S = 3, H = 2, D = 70, n = 4;
   Parts parts(n, TILEWISE_F32, {B, S, H, D}, {B, H, S});
   std::mt19937 random(7);
   std::normal_distribution<float> normal;
-  for (int i = 0; i < n; ++i) {
-    for (int x = 0; x < B * S * H * D; ++x)
-      parts.o[static_cast<std::size_t>(i)].as<float>()[x] = normal(random);
-    for (int x = 0; x < B * H * S; ++x)
-      parts.lse[static_cast<std::size_t>(i)].as<float>()[x] = 20 * normal(random);
+  for (std::size_t i = 0; i < n; ++i) {
+    for (std::size_t x = 0; x < B * S * H * D; ++x) parts.o[i].as<float>()[x] = normal(random);
+    for (std::size_t x = 0; x < B * H * S; ++x) parts.lse[i].as<float>()[x] = 20 * normal(random);
   }
   // Parts that have seen nothing, in either spelling, and a row that nobody has.
   parts.lse[1].as<float>()[0] = -std::numeric_limits<float>::infinity();
   parts.lse[2].as<float>()[0] = std::numeric_limits<float>::infinity();
   parts.o[1].as<float>()[0] = std::numeric_limits<float>::quiet_NaN();
-  for (int i = 0; i < n; ++i)
-    parts.lse[static_cast<std::size_t>(i)].as<float>()[B * H * S - 1] =
-        i % 2 != 0 ? std::numeric_limits<float>::infinity()
-                   : -std::numeric_limits<float>::infinity();
+  for (std::size_t i = 0; i < n; ++i)
+    parts.lse[i].as<float>()[B * H * S - 1] = i % 2 != 0 ? std::numeric_limits<float>::infinity()
+                                                         : -std::numeric_limits<float>::infinity();
 
   Buffer o(TILEWISE_F32, {B, S, H, D}), lse(TILEWISE_F32, {B, H, S});
   tilewise_error error = TILEWISE_ERROR_INIT;
@@ -1259,10 +1329,10 @@ TEST_P(MergeTest, AgreesWithDoubles) {
             TILEWISE_OK)
       << error.message;
   const double unit = base == TILEWISE_LSE_BASE_2 ? std::log(2.0) : 1.0;
-  for (int b = 0; b < B; ++b)
-    for (int h = 0; h < H; ++h)
-      for (int s = 0; s < S; ++s) {
-        const auto row = static_cast<std::size_t>((b * H + h) * S + s);
+  for (std::size_t b = 0; b < B; ++b)
+    for (std::size_t h = 0; h < H; ++h)
+      for (std::size_t s = 0; s < S; ++s) {
+        const std::size_t row = (b * H + h) * S + s, first = ((b * S + s) * H + h) * D;
         double sum = 0;
         std::vector<double> expected(D);
         for (std::size_t i = 0; i < n; ++i) {
@@ -1270,9 +1340,7 @@ TEST_P(MergeTest, AgreesWithDoubles) {
           if (std::isinf(part)) continue;
           sum += std::exp(unit * part);
           for (std::size_t x = 0; x < D; ++x)
-            expected[x] +=
-                std::exp(unit * part) *
-                parts.o[i].as<float>()[static_cast<std::size_t>((b * S + s) * H + h) * D + x];
+            expected[x] += std::exp(unit * part) * parts.o[i].as<float>()[first + x];
         }
         const float merged = lse.as<float>()[row];
         if (sum == 0)
@@ -1280,8 +1348,7 @@ TEST_P(MergeTest, AgreesWithDoubles) {
         else
           EXPECT_NEAR(merged, std::log(sum) / unit, 1e-5 * std::max(1.0, std::abs(std::log(sum))));
         for (std::size_t x = 0; x < D; ++x)
-          EXPECT_NEAR(o.as<float>()[static_cast<std::size_t>((b * S + s) * H + h) * D + x],
-                      sum == 0 ? 0 : expected[x] / sum, 1e-6 * 4);
+          EXPECT_NEAR(o.as<float>()[first + x], sum == 0 ? 0 : expected[x] / sum, 1e-6 * 4);
       }
 }
 

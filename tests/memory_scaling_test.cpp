@@ -96,7 +96,8 @@ TEST(MemoryScalingOfAKnownFunction, IsFound) {
     std::vector<char> more(3 * k * k);
     // Through volatile: an allocation that nobody looks at, a compiler may leave out.
     volatile char* const looked_at[] = {&bytes[q], &more[k]};
-    *looked_at[0] = *looked_at[1] = 1;
+    *looked_at[0] = 1;
+    *looked_at[1] = 1;
     return {};
   });
   const MemoryCurve curve = harness::measure_scaling(known, base("fwd"), lengths);

@@ -8,8 +8,9 @@
 // whose third derivative is a joint cumulant of (g, a, a, a), at most 2 R_g R_a^3 with ranges R. A
 // softcap bends the line: s(h) = cap tanh(..) has |s'| <= A, |s''| <= 0.77 A^2 / cap, |s'''| <= 2
 // A^3 / cap^2, and the chain rule adds 3 cum(g, s', s'') + cum(g, s'''). In v, f is linear: no
-// truncation at all. The step balances the two parts, which makes it about the cube root of the
-// unit roundoff.
+// truncation at all. A bias or a sink moves some of a row's scores by h itself: A = 1. Dropout's
+// mask stays as it is, and its factor belongs to g. The step balances the two parts, which makes it
+// about the cube root of the unit roundoff.
 #include "oracle/attention.hpp"
 #include "tests/random_problem.hpp"
 #include "tests/rounding_bounds.hpp"
@@ -41,6 +42,18 @@ class Differences {
       for_each(*view, [&](std::int64_t b, std::int64_t s, std::int64_t h, std::int64_t c) {
         set(*view, b, s, h, c, std::ldexp(std::round(std::ldexp(get(*view, b, s, h, c), 12)), -12));
       });
+    if (t().bias.exists())
+      for (std::int64_t n = 0; n < t().bias.elements(); ++n) {
+        void* const bias = t().bias.at(n);
+        store(DType::f64, bias,
+              std::ldexp(std::round(std::ldexp(load(DType::f64, bias), 12)), -12));
+      }
+    if (t().sinks.exists()) {  // in f64, where x + h is exact as well
+      for (std::int64_t h = 0; h < problem_.nheads_q; ++h)
+        sinks_.push_back(
+            std::ldexp(std::round(std::ldexp(load(DType::f32, t().sinks.at(h)), 12)), -12));
+      tensors_.views().sinks = contiguous(sinks_.data(), DType::f64, problem_.nheads_q);
+    }
     gradients_ = oracle::attention(oracle::Case(problem_, t()));
     bounds_ = rounding_bounds(problem_, t());
     for (std::int64_t b = 0; b < problem_.batch; ++b)
@@ -78,9 +91,24 @@ class Differences {
       worst = std::max(worst, compare("dv", t().v, b, j, kv, c, 0, gradients_.dv[at],
                                       static_cast<double>(bounds_.dv[at])));
     });
+    if (t().bias.exists())
+      for (std::int64_t n = 0; n < t().bias.elements(); ++n) {
+        const auto at = static_cast<std::size_t>(n);
+        if (random.chance(0.5))
+          worst = std::max(
+              worst, compare_shared("dbias", DType::f64, t().bias.at(n), -1, gradients_.dbias[at],
+                                    static_cast<double>(bounds_.dbias[at])));
+      }
+    for (std::int64_t h = 0; t().sinks.exists() && h < problem_.nheads_q; ++h) {
+      const auto at = static_cast<std::size_t>(h);
+      worst = std::max(
+          worst, compare_shared("dsinks", DType::f64, t().sinks.at(h), h, gradients_.dsinks[at],
+                                static_cast<double>(bounds_.dsinks[at])));
+    }
     return worst;
   }
 
+  int compared_shared() const { return compared_shared_; }
   int compared() const { return compared_; }
   double coarsest() const { return coarsest_; }
 
@@ -142,6 +170,48 @@ class Differences {
     return 2.2 * sum;
   }
 
+  /// A number that several sequences may share; head -1: any row of any head may depend on it.
+  double compare_shared(const char* name, DType dtype, void* place_of, std::int64_t only_head,
+                        double gradient, double own_bound) {
+    double third = 0, lost = 0;
+    for (std::int64_t b = 0; b < problem_.batch; ++b) {
+      lost += rounding(b) / 2;
+      for (std::int64_t h = 0; h < problem_.nheads_q; ++h)
+        for (std::int64_t i = 0; i < problem_.seqlen_q(b); ++i)
+          if (only_head < 0 || h == only_head) third += third_of_row(b, h, i, 1);
+    }
+    double step = 0x1p-4;
+    if (third > 0)
+      step =
+          std::clamp(std::exp2(std::round(std::log2(std::cbrt(3 * lost / third)))), 0x1p-30, step);
+    Problem forward = problem_;
+    forward.pass = Pass::forward;
+    const double x = load(dtype, place_of);
+    store(dtype, place_of, x + step);
+    const std::vector<double> above = oracle::attention(oracle::Case(forward, t())).o;
+    store(dtype, place_of, x - step);
+    const std::vector<double> below = oracle::attention(oracle::Case(forward, t())).o;
+    store(dtype, place_of, x);
+    double change = 0, size = 0;
+    for (std::int64_t b = 0; b < problem_.batch; ++b)
+      for (std::int64_t h = 0; h < problem_.nheads_q; ++h)
+        for (std::int64_t i = 0; i < problem_.seqlen_q(b); ++i)
+          for (std::int64_t c = 0; c < problem_.head_dim_v; ++c) {
+            const std::size_t at =
+                index(b, h, i, c, problem_.nheads_q, problem_.max_seqlen_q(), problem_.head_dim_v);
+            const auto dout = static_cast<double>(head(b, h).dout(i, c));
+            change += dout * (above[at] - below[at]);
+            size += std::abs(dout);
+          }
+    const double tolerance = step * step / 6 * third + lost / step + own_bound;
+    const double error = std::abs(change / (2 * step) - gradient);
+    EXPECT_LE(error, tolerance) << name << ": " << gradient << " against differences "
+                                << change / (2 * step) << " in " << to_string(problem_);
+    ++compared_shared_;
+    coarsest_ = std::max(coarsest_, tolerance / size);
+    return error / tolerance;
+  }
+
   double compare(const char* name, const TensorView& view, std::int64_t b, std::int64_t s,
                  std::int64_t h, std::int64_t c, double third, double gradient, double own_bound) {
     const double lost = rounding(b) / 2;
@@ -183,7 +253,8 @@ class Differences {
   oracle::Everything gradients_;
   SecondEverything bounds_;
   std::vector<std::vector<SecondHead>> heads_;
-  int compared_ = 0;
+  std::vector<double> sinks_;
+  int compared_ = 0, compared_shared_ = 0;
   double coarsest_ = 0;
 };
 
@@ -194,7 +265,7 @@ TEST(CentralDifferences, OfRandomProblemsWithEveryFeature) {
   limits.max_head_dim = 3;
   limits.dtypes = {DType::f64};
   Random random(1);
-  int compared = 0;
+  int compared = 0, shared = 0;
   double worst = 0, coarsest = 0;
   for (std::uint64_t seed = 1; seed <= 300; ++seed) {
     Problem problem = random_problem(seed, limits);
@@ -205,12 +276,15 @@ TEST(CentralDifferences, OfRandomProblemsWithEveryFeature) {
     Differences differences(problem);
     worst = std::max(worst, differences.check(random));
     compared += differences.compared();
+    shared += differences.compared_shared();
     coarsest = std::max(coarsest, differences.coarsest());
     ASSERT_FALSE(HasFailure());
   }
-  std::cout << compared << " derivatives; largest error over its tolerance " << worst
+  std::cout << compared << " derivatives by q, k, v and " << shared
+            << " by bias and sinks; largest error over its tolerance " << worst
             << ", coarsest tolerance " << coarsest << " of sum |dO|\n";
   EXPECT_GT(compared, 3000);
+  EXPECT_GT(shared, 500);
   // The error model is not idle, and it resolves what a wrong formula would change.
   EXPECT_GT(worst, 0.005);
   EXPECT_LT(coarsest, 1e-6);

@@ -84,10 +84,19 @@ void for_random(int count, const std::function<bool(Problem&)>& suits,
 bool any(Problem&) {
   return true;
 }
+/// P sums to one over the keys, and multiplies V as it is.
+bool without_sink_and_dropout(Problem& problem) {
+  problem.sink = false;
+  problem.dropout_p = 0;
+  return true;
+}
 /// No score depends on where a key stands.
 bool without_positions(Problem& problem) {
   problem.causal = problem.alibi = false;
   problem.window_left = problem.window_right = -1;
+  problem.attention_chunk = 0;
+  problem.blocks.reset();
+  problem.dropout_p = 0;
   return true;
 }
 
@@ -120,10 +129,19 @@ TensorView part_of(const TensorView& view, std::int64_t b, std::int64_t first_ke
   TensorView part = view;
   if (view.shape[0] != 1) part.data = part.at(b * view.strides[0]);
   part.shape[0] = 1;
-  if (view.shape[3] != 1) part.data = part.at(first_key * view.strides[3]);
+  if (first_key > 0 && view.shape[3] != 1) part.data = part.at(first_key * view.strides[3]);
   return part;
 }
-/// Sequence b with the keys [first_key, first_key + keys) alone, as a problem of its own.
+/// Sequence b of a block mask.
+BlockMask part_of(const BlockMask& mask, std::int64_t b) {
+  BlockMask part = mask;
+  for (TensorView BlockMask::*list : {&BlockMask::kv_num_blocks, &BlockMask::kv_indices,
+                                      &BlockMask::full_kv_num_blocks, &BlockMask::full_kv_indices})
+    if ((part.*list).exists()) part.*list = part_of(part.*list, b, 0);
+  return part;
+}
+/// Sequence b with the keys [first_key, first_key + keys) alone, as a problem of its own; a block
+/// mask wants all keys.
 Solved alone(const Problem& problem, const AttentionTensors& tensors, std::int64_t b,
              std::int64_t first_key, std::int64_t keys) {
   Problem single = problem;
@@ -141,6 +159,7 @@ Solved alone(const Problem& problem, const AttentionTensors& tensors, std::int64
   t.v = rows_of(tensors.v, tensors.cu_seqlens_k, b, first_key, keys);
   t.bias = part_of(tensors.bias, b, first_key);
   t.mask = part_of(tensors.mask, b, first_key);
+  t.block_mask = part_of(tensors.block_mask, b);
   return {single, t};
 }
 
@@ -154,7 +173,11 @@ void expect_close(double got, double expected, Real allowed, const char* what) {
 }
 
 TEST(Identities, EveryOutputLiesBetweenTheSmallestAndTheLargestVisibleValue) {
-  for_random(300, any, [](const Problem& problem, Random&) {
+  const auto suits = [](Problem& problem) {
+    problem.dropout_p = 0;  // it moves outputs to both sides
+    return true;
+  };
+  for_random(300, suits, [](const Problem& problem, Random&) {
     const SmallTensors tensors(problem);
     const Solved solved(problem, tensors.views());
     for (std::int64_t b = 0; b < problem.batch; ++b) {
@@ -164,7 +187,8 @@ TEST(Identities, EveryOutputLiesBetweenTheSmallestAndTheLargestVisibleValue) {
           for (std::int64_t c = 0; c < problem.head_dim_v; ++c) {
             const SecondHead& head = heads[static_cast<std::size_t>(h)];
             if (solved.empty(b, h, i)) continue;
-            double least = infinity, most = -infinity;
+            // A sink pulls towards zero, as a value of its own would.
+            double least = problem.sink ? 0 : infinity, most = problem.sink ? 0 : -infinity;
             for (std::int64_t j = 0; j < problem.seqlen_k(b); ++j) {
               if (!head.visible(i, j)) continue;
               least = std::min(least, static_cast<double>(head.v(j, c)));
@@ -180,7 +204,7 @@ TEST(Identities, EveryOutputLiesBetweenTheSmallestAndTheLargestVisibleValue) {
 }
 
 TEST(Identities, ValuesOfOneGiveOutputsOfOne) {
-  for_random(300, any, [](const Problem& problem, Random&) {
+  for_random(300, without_sink_and_dropout, [](const Problem& problem, Random&) {
     const SmallTensors tensors(problem);
     const AttentionTensors& t = tensors.views();
     for (std::int64_t b = 0; b < problem.batch; ++b)
@@ -253,7 +277,8 @@ TEST(Identities, TheOrderOfTheKeysDoesNotMatter) {
 
 TEST(Identities, AConstantAddedToEveryKeyMovesOnlyTheLse) {
   const auto suits = [](Problem& problem) {
-    problem.softcap = 0;  // it would bend the shifted scores
+    problem.softcap = 0;   // it would bend the shifted scores
+    problem.sink = false;  // it would stay where it is
     problem.dtype = DType::f64;
     problem.fill = Fill::normal;
     problem.conventions.lse_base = LseBase::e;
@@ -301,6 +326,7 @@ TEST(Identities, AConstantAddedToEveryKeyMovesOnlyTheLse) {
 
 TEST(Identities, GradientsOfTheKeysSumToZeroAndThoseOfTheValuesToDout) {
   const auto suits = [](Problem& problem) {
+    without_sink_and_dropout(problem);
     problem.softcap = 0;  // its slope differs from key to key
     return true;
   };
@@ -379,15 +405,116 @@ TEST(Identities, RowsOfDsSumToZero) {
           const oracle::Row row = oracle::forward_row(problem_case, head, h, i);
           const oracle::RowGradient gradient = oracle::backward_row(problem_case, head, row, h, i);
           Real sum = 0, size = 0;
+          // What the keys' scores lose, the sink's gains: with it the sum is over all of softmax.
+          sum -= static_cast<Real>(row.sink) * gradient.d;
+          size += static_cast<Real>(row.sink) * std::abs(gradient.d);
           for (std::size_t n = 0; n < row.keys.size(); ++n) {
             sum += gradient.ds[n];
             size += static_cast<Real>(row.p[n]) * (std::abs(gradient.dp[n]) + std::abs(gradient.d));
           }
           // sum p (dp - D) with D = sum p dp, and p summing to 1 within (n + 4) u.
-          const auto n = static_cast<Real>(row.keys.size());
+          const auto n = static_cast<Real>(row.keys.size() + 1);
           EXPECT_LE(std::abs(sum), (2 * n + 8) * u * size + n * 0x1p-1070L);
         }
       }
+  });
+}
+
+// The same sum from outside: all of dbias, whatever it was broadcast over, and all of dsinks.
+TEST(Identities, GradientsOfBiasAndSinksSumToZero) {
+  const auto suits = [](Problem& problem) {
+    problem.softcap = 0;
+    return problem.bias.has_value();
+  };
+  int with_sinks = 0;
+  for_random(200, suits, [&](const Problem& problem, Random&) {
+    const SmallTensors tensors(problem);
+    const Solved solved(problem, tensors.views());
+    with_sinks += problem.sink;
+    Real sum = 0, allowed = 0;
+    for (std::size_t n = 0; n < solved.all.dbias.size(); ++n) {
+      sum += solved.all.dbias[n];
+      allowed += solved.bound.dbias[n];
+    }
+    for (std::size_t h = 0; h < solved.all.dsinks.size(); ++h) {
+      sum += solved.all.dsinks[h];
+      allowed += solved.bound.dsinks[h];
+    }
+    expect_close(static_cast<double>(sum), 0, allowed, "sum of dbias and dsinks");
+    if (problem.bias->head && !problem.bias->batch && !problem.bias->query) {
+      // [1, h, 1, k or 1]: head by head.
+      const std::size_t keys = solved.all.dbias.size() / static_cast<std::size_t>(problem.nheads_q);
+      for (std::size_t h = 0; h < solved.all.dsinks.size(); ++h) {
+        Real of_head = solved.all.dsinks[h], bound = solved.bound.dsinks[h];
+        for (std::size_t j = 0; j < keys; ++j) {
+          of_head += solved.all.dbias[h * keys + j];
+          bound += solved.bound.dbias[h * keys + j];
+        }
+        expect_close(static_cast<double>(of_head), 0, bound, "sum of a head's dbias and dsink");
+      }
+    }
+  });
+  EXPECT_GE(with_sinks, 30);
+}
+
+// A sink is a key whose score is its own and whose value is zero: with a bias in its place, plain
+// attention over one key more gives the same.
+TEST(Identities, ASinkIsOneMoreKey) {
+  const auto suits = [](Problem& problem) {
+    without_positions(problem);
+    problem.dtype = DType::f64;
+    problem.layout = Layout::bshd;
+    problem.fill = Fill::normal;
+    problem.softcap = 0;
+    problem.mask.reset();
+    problem.bias = Broadcast{false, true, false, true};
+    problem.sink = true;
+    return !problem.varlen();
+  };
+  for_random(200, suits, [](const Problem& problem, Random&) {
+    Problem longer = problem;
+    longer.seqlens_k = {problem.seqlen_k(0) + 1};
+    longer.softmax_scale = problem.scale();
+    longer.sink = false;
+    const SmallTensors tensors(problem), more(longer);
+    const AttentionTensors &from = tensors.views(), &to = more.views();
+    const std::int64_t keys = problem.seqlen_k(0);
+    for (std::int64_t b = 0; b < problem.batch; ++b) {
+      for (std::int64_t i = 0; i < problem.seqlen_q(0); ++i)
+        for (std::int64_t h = 0; h < problem.nheads_q; ++h) {
+          for (std::int64_t c = 0; c < problem.head_dim; ++c)
+            set(to.q, {}, b, i, h, c, get(from.q, {}, b, i, h, c));
+          for (std::int64_t c = 0; c < problem.head_dim_v; ++c)
+            set(to.dout, {}, b, i, h, c, get(from.dout, {}, b, i, h, c));
+        }
+      for (std::int64_t j = 0; j <= keys; ++j)
+        for (std::int64_t h = 0; h < problem.nheads_k; ++h) {
+          for (std::int64_t c = 0; c < problem.head_dim; ++c)
+            set(to.k, {}, b, j, h, c, j < keys ? get(from.k, {}, b, j, h, c) : 0);
+          for (std::int64_t c = 0; c < problem.head_dim_v; ++c)
+            set(to.v, {}, b, j, h, c, j < keys ? get(from.v, {}, b, j, h, c) : 0);
+        }
+    }
+    for (std::int64_t h = 0; h < problem.nheads_q; ++h)
+      for (std::int64_t j = 0; j <= keys; ++j)
+        store(DType::f64, to.bias.at(h * (keys + 1) + j),
+              j < keys ? load(DType::f64, from.bias.at(h * keys + j))
+                       : load(DType::f32, from.sinks.at(h)));
+    const Solved with_sink(problem, from), with_key(longer, to);
+    for (std::size_t n = 0; n < with_sink.all.o.size(); ++n)
+      expect_close(with_sink.all.o[n], with_key.all.o[n],
+                   with_sink.bound.o[n] + with_key.bound.o[n], "o");
+    for (std::size_t n = 0; n < with_sink.all.lse.size(); ++n)
+      expect_close(with_sink.all.lse[n], with_key.all.lse[n],
+                   with_sink.bound.lse[n] + with_key.bound.lse[n], "lse");
+    for (std::size_t n = 0; n < with_sink.all.dq.size(); ++n)
+      expect_close(with_sink.all.dq[n], with_key.all.dq[n],
+                   with_sink.bound.dq[n] + with_key.bound.dq[n], "dq");
+    for (std::size_t h = 0; h < with_sink.all.dsinks.size(); ++h) {
+      const std::size_t at = (h + 1) * static_cast<std::size_t>(keys + 1) - 1;
+      expect_close(with_sink.all.dsinks[h], with_key.all.dbias[at],
+                   with_sink.bound.dsinks[h] + with_key.bound.dbias[at], "dsinks");
+    }
   });
 }
 
@@ -396,6 +523,7 @@ TEST(Identities, RowsOfDsSumToZero) {
 TEST(Identities, PartsOfTheKeysMergeByTheirLse) {
   const auto suits = [](Problem& problem) {
     without_positions(problem);
+    problem.sink = false;  // it would count in both parts
     problem.conventions.lse_base = LseBase::e;
     problem.conventions.empty_row_lse = EmptyRowLse::minus_inf;
     problem.conventions.empty_row_output = EmptyRowOutput::zero;
@@ -514,7 +642,10 @@ TEST(Identities, GroupedHeadsAreRepeatedKeysAndValues) {
 }
 
 TEST(Identities, ABatchIsItsSequencesOneByOne) {
-  const auto suits = [](Problem& problem) { return problem.batch > 1; };
+  const auto suits = [](Problem& problem) {
+    problem.dropout_p = 0;  // every sequence has a mask of its own
+    return problem.batch > 1;
+  };
   for_random(200, suits, [](const Problem& problem, Random&) {
     const SmallTensors tensors(problem);
     const Solved batch(problem, tensors.views());

@@ -140,6 +140,13 @@ const HandCase softmax_cases[] = {
      {0, 0, 0, 0, ln3 / 2, ln3 / 2, ln3 / 2, ln3 / 2}, {8, -4}, {-1}, {2 * ln2}},
     {"DefaultScaleOfCudnnIsOne", "fwd sq1 sk2 d4 dv1 conv=cudnn", {1},
      {0, 0, 0, 0, ln3 / 4, ln3 / 4, ln3 / 4, ln3 / 4}, {8, -4}, {-1}, {2 * ln2}},
+    // A NaN is no row without keys, wherever it stands.
+    {"OneKeyThatIsNotANumber", "fwd sq1 sk1 d1 scale=1", {1}, {not_a_number}, {1}, {not_a_number},
+     {not_a_number}},
+    {"LastKeyThatIsNotANumber", "fwd sq1 sk2 d1 scale=1", {1}, {0, not_a_number}, {1, 2},
+     {not_a_number}, {not_a_number}},
+    {"NotANumberBesideASink", "fwd sq1 sk1 d1 scale=1 sink", {1}, {not_a_number}, {1},
+     {not_a_number}, {not_a_number}, {}, {}, {}, {}, {}, {}, {}, {0}},
     {"ValuesOfAnotherWidth", "fwd sq1 sk2 d1 dv2 scale=1", {1}, {0}, {1, 2, 3, 4}, {2, 3}, {ln2}},
     {"LseInBaseTwo", "fwd sq1 sk2 d1 scale=1 lse_base=2", {1}, {0, ln3}, {8, -4}, {-1}, {2}},
     {"GroupedHeads", "fwd sq1 sk1 hq4 hk2 d1 scale=1", {1}, {0}, {3, 5}, {3, 3, 5, 5},

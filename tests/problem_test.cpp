@@ -58,8 +58,9 @@ TEST(ProblemParsing, TheUsualLine) {
 TEST(ProblemParsing, EveryKeyInItsLongForm) {
   const Problem p = parsed(
       "pass=bwd batch=3 seqlen_q=1,2,3 seqlen_k=4,5,6 nheads_q=6 nheads_k=3 head_dim=8 "
-      "head_dim_v=16 dtype=e4m3 layout=packed scale=0.25 causal=1 window=-1,3 softcap=30 alibi=1 "
-      "bias=1,h,q,k mask=b,1,1,k conv=flashinfer align=top_left empty_o=nan empty_lse=plus_inf "
+      "head_dim_v=16 dtype=e4m3 layout=packed scale=0.25 causal=1 window=-1,3 chunk=9 softcap=30 "
+      "alibi=1 bias=1,h,q,k mask=b,1,1,k blocks=64,128,0.25 sink=1 dropout=0.17 conv=flashinfer "
+      "align=top_left empty_o=nan empty_lse=plus_inf "
       "lse_base=e window_left=keys_including_self default_scale=one score_order=softcap_bias_mask "
       "alibi_form=fa2 mask_and_causal=causal_replaces fill=outliers seed=18446744073709551615");
   Problem expected;
@@ -80,6 +81,10 @@ TEST(ProblemParsing, EveryKeyInItsLongForm) {
   expected.alibi = true;
   expected.bias = Broadcast{false, true, true, true};
   expected.mask = Broadcast{true, false, false, true};
+  expected.attention_chunk = 9;
+  expected.blocks = BlockSparsity{64, 128, 0.25};
+  expected.sink = true;
+  expected.dropout_p = 0.17;
   expected.conventions = {Alignment::top_left,
                           EmptyRowOutput::nan,
                           EmptyRowLse::plus_inf,
@@ -112,6 +117,21 @@ TEST(ProblemParsing, OneWordForTwoKeys) {
   EXPECT_EQ(parsed("seqlen=4,5"), parsed("sq4,5 sk4,5"));
   EXPECT_EQ(parsed("h8"), parsed("hq8 hk8"));
   EXPECT_EQ(parsed("nheads=8"), parsed("hq8 hk8"));
+}
+
+TEST(ProblemParsing, SinkDropoutBlocksAndChunk) {
+  const Problem p = parsed("sink dropout=0.5 blocks=1,2,1 chunk=3 seed=11");
+  EXPECT_TRUE(p.sink);
+  EXPECT_EQ(p.dropout_p, 0.5);
+  EXPECT_EQ(p.blocks, (BlockSparsity{1, 2, 1}));
+  EXPECT_EQ(p.attention_chunk, 3);
+  EXPECT_EQ(parsed("sink=0 dropout=0 chunk=0"), Problem{});
+  EXPECT_EQ(parsed("blocks=16,16,0").blocks->density, 0);
+
+  Problem defaults = p;
+  EXPECT_EQ(parsed_onto("", defaults), defaults);
+  defaults.sink = false;
+  EXPECT_EQ(parsed_onto("sink=0", p), defaults);
 }
 
 TEST(ProblemParsing, ShortNamesMayBeAssigned) {
@@ -187,7 +207,11 @@ TEST(ProblemPrinting, UsualKeysAlwaysOthersWhenTheyDiffer) {
   EXPECT_EQ(to_string(parsed("bias=1,1,1,1 mask=b,h,1,k scale=1e-3 fill=huge seed=9 bhsd")),
             "fwd b1 sq128 sk128 hq1 hk1 d64 f32 bhsd scale=0.001 bias=1,1,1,1 mask=b,h,1,k "
             "fill=huge seed=9");
-  EXPECT_EQ(to_string(parsed("layout=bshd fill=normal window=-1,-1 softcap=0 causal=0 alibi=0")),
+  EXPECT_EQ(to_string(parsed("dropout=0.10 sink blocks=64,32,.5 chunk=7 causal mask=b,1,1,k")),
+            "fwd b1 sq128 sk128 hq1 hk1 d64 f32 causal chunk=7 mask=b,1,1,k blocks=64,32,0.5 sink "
+            "dropout=0.1 seed=0");
+  EXPECT_EQ(to_string(parsed("layout=bshd fill=normal window=-1,-1 softcap=0 causal=0 alibi=0 "
+                             "sink=0 dropout=0 chunk=0")),
             to_string(Problem{}));
 }
 
@@ -231,6 +255,10 @@ class RandomProblems {
     p.alibi = coin();
     if (coin()) p.bias = Broadcast{coin(), coin(), coin(), coin()};
     if (coin()) p.mask = Broadcast{coin(), coin(), coin(), coin()};
+    if (coin()) p.blocks = BlockSparsity{between(1, 300), between(1, 300), part()};
+    p.sink = coin();
+    if (coin()) p.dropout_p = part();
+    if (coin()) p.attention_chunk = between(0, 5000);
     p.conventions = random_conventions();
     p.fill = choice<Fill>(10);
     p.seed = coin() ? engine_() : engine_() % 10;
@@ -259,6 +287,8 @@ class RandomProblems {
     for (;;)
       if (const double value = std::bit_cast<double>(engine_()); std::isfinite(value)) return value;
   }
+  /// From 0 to less than 1.
+  double part() { return between(0, 9) == 0 ? 0 : static_cast<double>(engine_() >> 11) * 0x1p-53; }
   Conventions random_conventions() {
     if (coin()) return convention_presets[engine_() % std::size(convention_presets)].conventions;
     Conventions conventions;
@@ -342,6 +372,23 @@ const Mistake mistakes[] = {
     {"window=-2,0", 8, "from -1 (unbounded)"},
     {"softcap=-1", 9, "softcap is \"-1\", expected a finite number of at least 0"},
     {"softcap=inf", 9, "softcap is \"inf\""},
+    {"chunk=-1", 7, "chunk is \"-1\""},
+    {"chunk=x", 7, "chunk is \"x\", expected a whole number from 0 (none) to 2147483647"},
+    {"chunk=2147483648", 7, "from 0 (none) to 2147483647"},
+    {"chunk7", 1, "expected \"chunk=7\""},
+    {"dropout=1", 9, "dropout is \"1\", expected a probability from 0 to less than 1"},
+    {"dropout=-0.1", 9, "dropout is \"-0.1\""},
+    {"dropout=nan", 9, "dropout is \"nan\""},
+    {"dropuot=0.1", 1, "did you mean \"dropout\"?"},
+    {"blocks=64,64", 8, "blocks is \"64,64\", expected BLOCK_Q,BLOCK_K,DENSITY"},
+    {"blocks=0,64,0.5", 8, "two whole numbers from 1 to 2147483647"},
+    {"blocks=64,-1,0.5", 8, "a part from 0 to 1"},
+    {"blocks=64,64,1.5", 8, "blocks is \"64,64,1.5\""},
+    {"blocks=64,64,nan", 8, "blocks is"},
+    {"blocks", 1, "\"blocks\" has no value, expected BLOCK_Q,BLOCK_K,DENSITY"},
+    {"fwd sink=2", 10, "sink is \"2\", expected one of 1, 0"},
+    {"sink sink", 6, "sink is given twice"},
+    {"sinks", 1, "did you mean \"sink\"?"},
     {"scale=nan", 7, "scale is \"nan\", expected a finite number"},
     {"scale=1e999", 7, "expected a finite number"},
     {"scale=0.1x", 7, "scale is \"0.1x\""},
@@ -450,6 +497,13 @@ TEST(ProblemInconsistency, FieldsSetFromCodeAreHeldToTheSameRanges) {
   EXPECT_NE(complaint([](Problem& p) { p.softcap = -1; }), "");
   EXPECT_NE(complaint([](Problem& p) { p.softcap = std::nan(""); }), "");
   EXPECT_NE(complaint([](Problem& p) { p.window_left = -2; }), "");
+  EXPECT_NE(complaint([](Problem& p) { p.attention_chunk = -1; }), "");
+  EXPECT_NE(complaint([](Problem& p) { p.dropout_p = 1; }), "");
+  EXPECT_NE(complaint([](Problem& p) { p.dropout_p = -0.5; }), "");
+  EXPECT_NE(complaint([](Problem& p) { p.dropout_p = std::nan(""); }), "");
+  EXPECT_NE(complaint([](Problem& p) { p.blocks = BlockSparsity{0, 64, 0.5}; }), "");
+  EXPECT_NE(complaint([](Problem& p) { p.blocks = BlockSparsity{64, 0, 0.5}; }), "");
+  EXPECT_NE(complaint([](Problem& p) { p.blocks = BlockSparsity{64, 64, 1.01}; }), "");
   EXPECT_NE(complaint([](Problem& p) { p.window_right = -2; }), "");
   EXPECT_NE(complaint([](Problem& p) { p.conventions.lse_base = static_cast<LseBase>(7); }), "");
   EXPECT_NE(complaint([](Problem& p) { p.conventions.default_scale = DefaultScale::required; }),
@@ -509,6 +563,11 @@ TEST(ProblemGarbage, NeverCrashesAndAlwaysPointsIntoTheLine) {
                                      "--",
                                      "lse_base=2",
                                      "softcap=",
+                                     "dropout=",
+                                     "blocks=",
+                                     "sink",
+                                     "chunk=",
+                                     "0.5",
                                      "alibi=1",
                                      "fill=real",
                                      "dtype=",
@@ -585,6 +644,13 @@ TEST(ProblemArithmetic, ParamsRepeatTheProblem) {
   EXPECT_EQ(params.window_left, 3);
   EXPECT_EQ(params.window_right, 4);
   EXPECT_EQ(params.softcap, 5);
+  EXPECT_EQ(params.attention_chunk, 0);
+  EXPECT_EQ(params.dropout_p, 0);
+  const AttentionParams more = parsed("chunk=9 dropout=0.25 seed=77").params();
+  EXPECT_EQ(more.attention_chunk, 9);
+  EXPECT_EQ(more.dropout_p, 0.25);
+  EXPECT_EQ(more.philox_seed, 77u);
+  EXPECT_EQ(more.philox_offset, 0u);
   EXPECT_EQ(params.conventions.alignment, Alignment::top_left);
   EXPECT_EQ(params.conventions.lse_base, LseBase::two);
 }
@@ -613,6 +679,9 @@ TEST(ProblemArithmetic, FlopsCountVisiblePairsOnly) {
   EXPECT_EQ(parsed("sq3,5,0 causal").flops(), each * (6 + 15));
   EXPECT_EQ(parsed("sq3 sk4,0,1").flops(), each * 3 * (4 + 0 + 1));
   EXPECT_EQ(parsed("s0").flops(), 0);
+  EXPECT_EQ(parsed("s4 chunk=2").flops(), each * 8);
+  EXPECT_EQ(parsed("s4 chunk=3 causal").flops(), each * (1 + 2 + 3 + 1));
+  EXPECT_EQ(parsed("s4 blocks=2,2,0.25").flops(), each * 16 * 0.25);
 }
 
 TEST(ProblemArithmetic, FlopsTakeAMaskForVisible) {

@@ -48,8 +48,8 @@ std::optional<BlockSparsity> random_blocks(Random& random) {
 
 double random_dropout(Random& random) {
   const bool present = random.chance(0.3);
-  const double p = random.chance(0.5) ? random.pick<double>({0.1, 0.17, 0.5, 0.9})
-                                      : 0.99 * random.uniform();
+  const double p =
+      random.chance(0.5) ? random.pick<double>({0.1, 0.17, 0.5, 0.9}) : 0.99 * random.uniform();
   return present ? p : 0;
 }
 

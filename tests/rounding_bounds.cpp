@@ -92,8 +92,7 @@ Bounds bounds(const Problem& problem, const SecondHead& head, Index rows_added) 
     for (Index j = 0; j < keys; ++j)
       if (head.visible(i, j))
         bound.o.row(i).array() +=
-            factor(j) * (p_error(j) + (n + 2) * u * p_most(j)) *
-                head.v.row(j).cwiseAbs().array() +
+            factor(j) * (p_error(j) + (n + 2) * u * p_most(j)) * head.v.row(j).cwiseAbs().array() +
             (1 + head.v.row(j).cwiseAbs().array()) * underflow;
     if (problem.pass == Pass::forward) continue;
 
@@ -110,8 +109,7 @@ Bounds bounds(const Problem& problem, const SecondHead& head, Index rows_added) 
     const Real weighted_dp = p.dot(head.dp.row(i).transpose());
     // A row adds -p_c D to the sink's gradient.
     bound.dsink_size(i) = (head.p_sink(i) + sink_p_error) * (std::abs(weighted_dp) + d_error);
-    bound.dsink(i) =
-        sink_p_error * d_most + (head.p_sink(i) + sink_p_error) * d_error + underflow;
+    bound.dsink(i) = sink_p_error * d_most + (head.p_sink(i) + sink_p_error) * d_error + underflow;
     for (Index j = 0; j < keys; ++j) {
       if (!head.visible(i, j)) continue;
       // p (dp - D): a difference and a product.
@@ -140,10 +138,9 @@ Bounds bounds(const Problem& problem, const SecondHead& head, Index rows_added) 
           (query_part + underflow) * head.k.row(j).cwiseAbs().array() + underflow;
       bound.dk.row(j).array() +=
           (key_part + underflow) * head.q.row(i).cwiseAbs().array() + underflow;
-      bound.dv.row(j).array() +=
-          factor(j) * (p_error(j) + (added + 2) * u * p_most(j)) *
-              head.dout.row(i).cwiseAbs().array() +
-          (1 + head.dout.row(i).cwiseAbs().array()) * underflow;
+      bound.dv.row(j).array() += factor(j) * (p_error(j) + (added + 2) * u * p_most(j)) *
+                                     head.dout.row(i).cwiseAbs().array() +
+                                 (1 + head.dout.row(i).cwiseAbs().array()) * underflow;
     }
   }
   return bound;
@@ -176,8 +173,7 @@ SecondEverything rounding_bounds(const Problem& problem, const AttentionTensors&
   }
   // How many terms one element of dbias or dsinks sums, at most.
   const Real pairs = static_cast<Real>(problem.batch * problem.nheads_q * longest_q * longest_k);
-  const Real bias_terms =
-      all.dbias.empty() ? 0 : pairs / static_cast<Real>(all.dbias.size()) + 1;
+  const Real bias_terms = all.dbias.empty() ? 0 : pairs / static_cast<Real>(all.dbias.size()) + 1;
   const auto sink_terms = static_cast<Real>(problem.batch * longest_q + 1);
   for (std::int64_t b = 0; b < problem.batch; ++b) {
     const std::vector<SecondHead> heads = second_sequence(problem, tensors, b);

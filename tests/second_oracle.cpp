@@ -98,9 +98,9 @@ BoolMatrix listed(const BlockMask& mask, const TensorView& counts, const TensorV
         static_cast<std::int64_t>(number(counts, origin(counts) + row * counts.strides[2]));
     for (std::int64_t n = 0; n < count; ++n) {
       const Index first_key =
-          mask.block_k * static_cast<Index>(number(indices, origin(indices) +
-                                                                row * indices.strides[2] +
-                                                                n * indices.strides[3]));
+          mask.block_k *
+          static_cast<Index>(
+              number(indices, origin(indices) + row * indices.strides[2] + n * indices.strides[3]));
       if (first_key >= seqlen_k) continue;  // past the end of a shorter sequence
       result
           .block(first, first_key, std::min<Index>(mask.block_q, seqlen_q - first),
@@ -159,7 +159,9 @@ struct Philox {
   void round() {
     const std::uint64_t x = std::uint64_t{counter[0]} * 0xD2511F53u;
     const std::uint64_t z = std::uint64_t{counter[2]} * 0xCD9E8D57u;
-    const auto high = [](std::uint64_t product) { return static_cast<std::uint32_t>(product >> 32); };
+    const auto high = [](std::uint64_t product) {
+      return static_cast<std::uint32_t>(product >> 32);
+    };
     const auto low = [](std::uint64_t product) { return static_cast<std::uint32_t>(product); };
     counter = {high(z) ^ counter[1] ^ key[0], low(z), high(x) ^ counter[3] ^ key[1], low(x)};
   }
@@ -282,8 +284,8 @@ void forward(const Problem& problem, const AttentionTensors& tensors, std::int64
     head.lse(i) = max + relative_lse;
     Vector dropped = p;
     dropped.head(keys).array() *= head.factor.row(i).transpose().array();
-    head.o.row(i) = dropped.transpose() *
-                    with_row(kept(head.v, visible), Matrix::Zero(1, head.v.cols()));
+    head.o.row(i) =
+        dropped.transpose() * with_row(kept(head.v, visible), Matrix::Zero(1, head.v.cols()));
   }
 }
 
@@ -300,8 +302,8 @@ void backward(const Problem& problem, SecondHead& head) {
   for (Index i = 0; i < rows; ++i) {
     if (head.empty[static_cast<std::size_t>(i)]) continue;
     const auto visible = head.visible.row(i);
-    head.dp.row(i) = (head.dout.row(i) * kept(head.v, visible).transpose())
-                         .cwiseProduct(head.factor.row(i));
+    head.dp.row(i) =
+        (head.dout.row(i) * kept(head.v, visible).transpose()).cwiseProduct(head.factor.row(i));
     Vector p(keys + 1), dp(keys + 1);
     p << head.p.row(i).transpose(), head.p_sink(i);
     dp << head.dp.row(i).transpose(), Real{0};
@@ -318,8 +320,8 @@ void backward(const Problem& problem, SecondHead& head) {
   for (Index j = 0; j < keys; ++j) {
     const auto visible = head.visible.col(j);
     head.dk.row(j) = head.scale * (head.ds.col(j).transpose() * kept(head.q, visible));
-    head.dv.row(j) = head.p.col(j).cwiseProduct(head.factor.col(j)).transpose() *
-                     kept(head.dout, visible);
+    head.dv.row(j) =
+        head.p.col(j).cwiseProduct(head.factor.col(j)).transpose() * kept(head.dout, visible);
   }
   // The output of an empty row is a constant, or the mean of V: (1/n, ..., 1/n) V.
   if (problem.conventions.empty_row_output == EmptyRowOutput::mean_v && keys > 0)
@@ -352,10 +354,10 @@ BoolMatrix second_dropout(double p, std::uint64_t seed, std::uint64_t offset, st
       for (unsigned lane = 0; lane < 32; ++lane) {
         const std::uint64_t subsequence =
             offset + static_cast<std::uint64_t>(b * nheads + h) * 32 + lane;
-        Philox generator{{word(subsequence, 0), word(subsequence, 1),
-                          static_cast<std::uint32_t>(top / 16),
-                          static_cast<std::uint32_t>(left / 32)},
-                         {word(seed, 0), word(seed, 1)}};
+        Philox generator{
+            {word(subsequence, 0), word(subsequence, 1), static_cast<std::uint32_t>(top / 16),
+             static_cast<std::uint32_t>(left / 32)},
+            {word(seed, 0), word(seed, 1)}};
         for (int round = 0; round < 6; ++round) {
           generator.round();
           generator.next_key();

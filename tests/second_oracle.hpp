@@ -40,9 +40,9 @@ struct SecondHead {
   Matrix q, k, v;
   BoolMatrix visible;
   Matrix factor;  ///< dropout's: 0 or 1 / (1 - p), 1 without dropout
-  Matrix raw;    ///< scale Q K^T
-  Matrix added;  ///< ALiBi and bias
-  Matrix score;  ///< after softcap; -inf where not visible
+  Matrix raw;     ///< scale Q K^T
+  Matrix added;   ///< ALiBi and bias
+  Matrix score;   ///< after softcap; -inf where not visible
   Matrix p, o;
   Vector p_sink;
   Vector lse;  ///< natural logarithm; -inf on an empty row

@@ -100,8 +100,7 @@ TEST(SecondOracle, AgreesWithTheOracleOnRandomProblems) {
     blocks += problem.blocks.has_value();
     chunks += problem.attention_chunk > 0;
   }
-  for (const std::uint64_t count : {sinks, dropout, blocks, chunks})
-    EXPECT_GE(count, problems / 5);
+  for (const std::uint64_t count : {sinks, dropout, blocks, chunks}) EXPECT_GE(count, problems / 5);
   std::cout << std::setprecision(2) << problems << " problems, " << backward
             << " of them backward; largest difference over its bound: o " << largest[0] << ", lse "
             << largest[1] << ", dq " << largest[2] << ", dk " << largest[3] << ", dv " << largest[4]
@@ -201,8 +200,8 @@ TEST(SecondOracle, TheComparisonNoticesEveryChangeOfMeaning) {
       },
       [](Problem& p) { p.conventions.alibi = Alibi::signed_distance; }, 0.5);
   expect_noticed(
-      "sink left out", [](const Problem& p) { return p.sink; },
-      [](Problem& p) { p.sink = false; }, 0.9);
+      "sink left out", [](const Problem& p) { return p.sink; }, [](Problem& p) { p.sink = false; },
+      0.9);
   expect_noticed(
       "block mask left out", [](const Problem& p) { return p.blocks && p.blocks->density < 1; },
       [](Problem& p) { p.blocks.reset(); }, 0.7);

@@ -3,6 +3,7 @@
 
 #include "stages/adapter.hpp"
 #include "tests/bugs/table.hpp"
+#include "tools/capi_implementation.hpp"
 #include "tools/common.hpp"
 
 #include <fmt/core.h>
@@ -13,7 +14,9 @@
 namespace tilewise::tools {
 
 harness::Table implementations() {
-  return stages::implementations();
+  harness::Table table = stages::implementations();
+  table.push_back(portable_implementation());
+  return table;
 }
 
 harness::Table implementations_for(const std::string& names) {

@@ -239,7 +239,8 @@ class Comparer {
                                     &keys.v[j * problem_.head_dim_v], recipe_);
           if (pair.counts)
             bias[static_cast<std::size_t>(oracle::element_of(tensors_.bias, b, head.h, i, j))].add(
-                pair.dbias, pair.dbias_sigma);
+                pair.dbias, pair.dbias_sigma, pair.dbias_shared,
+                (b * problem_.nheads_q + head.h) * problem_.max_seqlen_q() + i);
         }
   }
 

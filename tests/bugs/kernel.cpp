@@ -119,8 +119,9 @@ class Kernel {
     if (has(Bug::window_right_off_by_one)) mask_params_.window_right -= 1;
     if (has(Bug::chunk_off_by_one)) mask_params_.attention_chunk += 1;
     if (tensors_.block_mask.exists()) read_block_mask();
+    // 1 / (1 - p), as float32 has it even where all else is float64.
     if (params_.dropout_p > 0 && !has(Bug::dropout_scale_missing))
-      dropout_scale_ = 1 / (1 - params_.dropout_p);
+      dropout_scale_ = Dropout(params_.dropout_p, 0, 0, 1).scale();
     dsinks_.resize(static_cast<std::size_t>(problem_.nheads_q));
     if (tensors_.dbias.exists()) dbias_.resize(static_cast<std::size_t>(tensors_.dbias.elements()));
   }
@@ -302,8 +303,7 @@ class Kernel {
                 load(counts.dtype, counts.at(at + row * counts.strides[2])));
             if (has(Bug::block_beyond_count)) count = std::min(count + 1, shape[3]);
             for (std::int64_t n = 0; n < count; ++n) {
-              const auto column =
-                  static_cast<std::int64_t>(broadcast(indices, b, h, row, n));
+              const auto column = static_cast<std::int64_t>(broadcast(indices, b, h, row, n));
               // What lies beyond the count may be negative: that bug lands in the first block.
               blocks_[static_cast<std::size_t>(((b * shape[1] + h) * shape[2] + row) * shape[3] +
                                                std::max<std::int64_t>(column, 0))] = kind;
@@ -339,16 +339,16 @@ class Kernel {
     const std::int64_t h = has(Bug::dropout_head_zero) ? 0 : head.h;
     if (has(Bug::dropout_of_tile)) i -= first_row, j -= first_key;
     if (has(Bug::dropout_ten_rounds)) return kept_after_ten_rounds(head.b, h, i, j);
-    return Dropout(params_.dropout_p, params_.philox_seed, params_.philox_offset,
-                   problem_.nheads_q)
+    return Dropout(params_.dropout_p, params_.philox_seed, params_.philox_offset, problem_.nheads_q)
         .keeps(head.b, h, i, j);
   }
   bool kept_after_ten_rounds(std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j) const {
     const std::int64_t r = i % 16, c = j % 32, lane = r % 8 * 4 + c % 8 / 2;
-    const auto words = philox<10>(
-        params_.philox_seed,
-        static_cast<std::uint64_t>(i / 16) | static_cast<std::uint64_t>(j / 32) << 32,
-        params_.philox_offset + static_cast<std::uint64_t>((b * problem_.nheads_q + h) * 32 + lane));
+    const auto words =
+        philox<10>(params_.philox_seed,
+                   static_cast<std::uint64_t>(i / 16) | static_cast<std::uint64_t>(j / 32) << 32,
+                   params_.philox_offset +
+                       static_cast<std::uint64_t>((b * problem_.nheads_q + h) * 32 + lane));
     const std::int64_t byte = c / 16 * 8 + c % 16 / 8 * 4 + (r >= 8 ? 2 : 0) + c % 2;
     const double most = (1 - params_.dropout_p) * 255;
     return (words[static_cast<std::size_t>(byte / 4)] >> (8 * (byte % 4)) & 0xff) <= most;
@@ -810,8 +810,7 @@ class Kernel {
             dot(dO.row(row), V.row(j), V.width) * (has(Bug::dropout_not_in_dp) ? Real{1} : Z);
         const Real dS = to_dtype(p * (dP - one.D[i]) * s.slope);
         if (tensors_.dbias.exists() && !hidden && K.first + j < one.head.seqlen_k) {
-          const bool bias_first =
-              params_.conventions.score_order == ScoreOrder::bias_softcap_mask;
+          const bool bias_first = params_.conventions.score_order == ScoreOrder::bias_softcap_mask;
           const bool sloped = bias_first || has(Bug::dbias_through_softcap);
           add_bias_gradient(one.head, i, K.first + j,
                             p * (dP - one.D[i]) * (sloped ? s.slope : Real{1}));
@@ -853,7 +852,7 @@ class Kernel {
   double unit_ = 1;  // scores are in units of the natural logarithm, or log2(e) times as large
   double dropout_scale_ = 1;
   bool uses_mask_ = false;
-  std::vector<Block> blocks_{};  // [batch or 1, nheads_q or 1, query blocks, key blocks]
+  std::vector<Block> blocks_{};           // [batch or 1, nheads_q or 1, query blocks, key blocks]
   std::vector<Real> dsinks_{}, dbias_{};  // as they grow, over all sequences and heads
 };
 

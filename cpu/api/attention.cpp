@@ -1,0 +1,168 @@
+// The attention calls: read the struct, check everything, hand over to the backend.
+#include "cpu/api/sized.hpp"
+#include "cpu/call.hpp"
+#include "cpu/context.hpp"
+#include "cpu/validate.hpp"
+
+#include <limits>
+#include <string_view>
+
+namespace tilewise::cpu {
+namespace {
+
+/// A header's struct must at least have what a forward call cannot do without.
+constexpr std::size_t smallest_attention = offsetof(tilewise_attention, dout);
+
+constexpr char portable_name[] = "cpu.portable";
+
+tilewise_attention defaults_of(const Conventions& conventions) {
+  tilewise_attention attention{};
+  attention.struct_size = sizeof attention;
+  attention.softmax_scale = std::numeric_limits<double>::quiet_NaN();
+  attention.window_left = attention.window_right = -1;
+  attention.alignment = static_cast<std::int32_t>(conventions.alignment);
+  attention.empty_row_output = static_cast<std::int32_t>(conventions.empty_row_output);
+  attention.empty_row_lse = static_cast<std::int32_t>(conventions.empty_row_lse);
+  attention.lse_base = static_cast<std::int32_t>(conventions.lse_base);
+  attention.window_left_counts = static_cast<std::int32_t>(conventions.window_left);
+  attention.default_scale = static_cast<std::int32_t>(conventions.default_scale);
+  attention.score_order = static_cast<std::int32_t>(conventions.score_order);
+  attention.alibi = static_cast<std::int32_t>(conventions.alibi);
+  attention.mask_and_causal = static_cast<std::int32_t>(conventions.mask_and_causal);
+  return attention;
+}
+
+Status init(tilewise_attention* attention, std::uint32_t struct_size, const char* preset) {
+  if (attention == nullptr) return failure(Code::bad_argument, "attention is null");
+  if (struct_size < smallest_attention || struct_size > largest_struct)
+    return failure(Code::bad_argument, "struct_size is %u; expected sizeof(tilewise_attention)",
+                   struct_size);
+  const std::string_view name = preset == nullptr ? "fa3" : preset;
+  const std::optional<Conventions> conventions = conventions_from_name(name);
+  if (!conventions)
+    return failure(Code::bad_argument,
+                   "no preset is called \"%.40s\"; docs/conventions.md lists them, fa3 and "
+                   "torch_sdpa among them",
+                   preset);
+  tilewise_attention full = defaults_of(*conventions);
+  // flash_api.cpp of flash-attn 2: "Softcapping does not support dropout for now".
+  if (name == "fa2") full.softcap_and_dropout = TILEWISE_SOFTCAP_AND_DROPOUT_REFUSE;
+  write_sized(attention, struct_size, full);
+  return {};
+}
+
+/// What every call begins with. `call` is complete if the answer is ok.
+Status prepare(const tilewise_context* context, const tilewise_attention* attention,
+               std::int32_t pass, Depth depth, Call& call) {
+  if (context == nullptr) return failure(Code::bad_argument, "context is null");
+  tilewise_attention full = defaults_of({});
+  if (Status status = read_sized("attention", attention, smallest_attention, full); !status.ok())
+    return status;
+  return check_attention(full, pass, depth, call);
+}
+
+std::size_t workspace_of(const Call& call, std::int32_t pass, int max_workers) {
+  return pass == TILEWISE_BACKWARD ? backward_workspace(call, max_workers)
+                                   : forward_workspace(call, max_workers);
+}
+
+Status check_stream(const void* stream) {
+  if (stream == nullptr) return {};
+  return failure(Code::bad_argument, "stream is not null; the CPU has none");
+}
+
+Status compute(tilewise_context* context, const tilewise_attention* attention, std::int32_t pass,
+               void* workspace, std::size_t bytes, void* stream) {
+  Call call;
+  if (Status status = prepare(context, attention, pass, Depth::memory, call); !status.ok())
+    return status;
+  if (Status status = check_stream(stream); !status.ok()) return status;
+  const std::size_t needed = workspace_of(call, pass, context->workers.max_workers);
+  if (Status status = check_workspace(call, workspace, bytes, needed); !status.ok()) return status;
+  return pass == TILEWISE_BACKWARD ? backward(call, context->workers, workspace, bytes)
+                                   : forward(call, context->workers, workspace, bytes);
+}
+
+void copy(char* to, std::size_t room, std::string_view text) {
+  const std::size_t length = text.size() < room ? text.size() : room - 1;
+  std::memcpy(to, text.data(), length);
+  to[length] = '\0';
+}
+
+Status query(const tilewise_context* context, const tilewise_attention* attention,
+             std::int32_t pass, tilewise_answer* answer) {
+  if (answer == nullptr) return failure(Code::bad_argument, "answer is null");
+  const std::uint32_t size = answer->struct_size;
+  if (size < sizeof(tilewise_answer) || size > largest_struct)
+    return failure(Code::bad_argument,
+                   "answer has struct_size %u, expected %zu: TILEWISE_ANSWER_INIT sets it", size,
+                   sizeof(tilewise_answer));
+  Call call;
+  const Status status = prepare(context, attention, pass, Depth::shapes, call);
+  tilewise_answer full{};
+  full.code = static_cast<std::int32_t>(status.code);
+  if (!status.ok()) {
+    copy(full.reason, sizeof full.reason, status.reason);
+  } else {
+    copy(full.implementation, sizeof full.implementation, portable_name);
+    copy(full.reason, sizeof full.reason,
+         context->isa == TILEWISE_ISA_PORTABLE
+             ? "the context asks for the portable kernel"
+             : "this version has the portable kernel alone, plain C++ for any processor");
+  }
+  write_sized(answer, size, full);
+  return {};
+}
+
+}  // namespace
+}  // namespace tilewise::cpu
+
+using namespace tilewise::cpu;  // NOLINT(google-build-using-namespace): the C functions are global
+
+tilewise_status tilewise_attention_init_sized(tilewise_attention* attention,
+                                              std::uint32_t struct_size, const char* preset,
+                                              tilewise_error* error) {
+  return report(error, init(attention, struct_size, preset));
+}
+
+tilewise_status tilewise_attention_workspace(const tilewise_context* context,
+                                             const tilewise_attention* attention, std::int32_t pass,
+                                             std::size_t* min_bytes, std::size_t* fast_bytes,
+                                             tilewise_error* error) {
+  Call call;
+  const tilewise::Status status = prepare(context, attention, pass, Depth::shapes, call);
+  const std::size_t bytes =
+      status.ok() ? workspace_of(call, pass, context->workers.max_workers) : 0;
+  if (min_bytes != nullptr) *min_bytes = bytes;
+  if (fast_bytes != nullptr) *fast_bytes = bytes;  // the portable kernel packs nothing
+  return report(error, status);
+}
+
+tilewise_status tilewise_attention_forward(tilewise_context* context,
+                                           const tilewise_attention* attention, void* workspace,
+                                           std::size_t workspace_bytes, void* stream,
+                                           tilewise_error* error) {
+  return report(error,
+                compute(context, attention, TILEWISE_FORWARD, workspace, workspace_bytes, stream));
+}
+
+tilewise_status tilewise_attention_backward(tilewise_context* context,
+                                            const tilewise_attention* attention, void* workspace,
+                                            std::size_t workspace_bytes, void* stream,
+                                            tilewise_error* error) {
+  return report(error,
+                compute(context, attention, TILEWISE_BACKWARD, workspace, workspace_bytes, stream));
+}
+
+tilewise_status tilewise_validate(tilewise_context* context, const void*, void* stream,
+                                  tilewise_error* error) {
+  using tilewise::Code;
+  if (context == nullptr)
+    return report(error, tilewise::failure(Code::bad_argument, "context is null"));
+  return report(error, check_stream(stream));
+}
+
+tilewise_status tilewise_query(const tilewise_context* context, const tilewise_attention* attention,
+                               std::int32_t pass, tilewise_answer* answer, tilewise_error* error) {
+  return report(error, query(context, attention, pass, answer));
+}

@@ -1,0 +1,435 @@
+// The C++ functions of attention.hpp: what each computes is judged as the problem that its system's
+// documentation says it is. Included after core/, whose names must not collide with it.
+#include "core/attention.hpp"
+#include "include/tilewise/attention.hpp"
+#include "oracle/harness/buffers.hpp"
+#include "oracle/harness/fill.hpp"
+#include "oracle/harness/harness.hpp"
+#include "tools/capi_implementation.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+namespace tilewise {
+namespace {
+
+/// A problem with filled inputs and poisoned outputs, its tensors as the C++ functions take them.
+struct World {
+  Problem problem;
+  harness::ProblemBuffers buffers;
+  tilewise_attention tensors{};
+
+  explicit World(const std::string& line)
+      : problem(std::get<Problem>(parse_problem(line + " seed=3"))) {
+    EXPECT_TRUE(buffers.allocate(problem, harness::Outputs::all()).ok());
+    EXPECT_TRUE(harness::fill_inputs(problem, buffers.tensors()).ok());
+    buffers.poison_outputs();
+    tensors = tools::c_attention(problem.params(), buffers.tensors());
+  }
+
+  /// Are the outputs that the problem asks for right? Without `lse` where nothing wrote it.
+  void expect_right(bool lse = true) const {
+    AttentionTensors judged = buffers.tensors();
+    if (!lse) judged.lse = {};
+    const harness::Verdict verdict = harness::judge(problem, judged);
+    EXPECT_TRUE(verdict.passed()) << verdict.problem << ": "
+                                  << (verdict.reasons.empty() ? "" : verdict.reasons.front());
+  }
+};
+
+/// [b, s, h, d] seen as [b, h, s, d], and the other way round.
+Tensor heads_first(const Tensor& view) {
+  return transposed(view, 1, 2);
+}
+
+/// [total, h, d] as [1, total, h, d].
+Tensor with_batch_of_one(Tensor view) {
+  for (int dim = 3; dim > 0; --dim) {
+    view.shape[dim] = view.shape[dim - 1];
+    view.strides[dim] = view.strides[dim - 1];
+  }
+  view.shape[0] = 1;
+  view.strides[0] = view.shape[1] * view.strides[1];
+  view.ndim = 4;
+  return view;
+}
+
+void expect_done(const Result& result) {
+  EXPECT_TRUE(result) << result.message();
+  EXPECT_STREQ(result.message(), "");
+}
+
+void expect_refused(const Result& result, const std::string& says) {
+  EXPECT_FALSE(result);
+  EXPECT_EQ(result.code(), TILEWISE_BAD_ARGUMENT);
+  EXPECT_NE(std::string(result.message()).find(says), std::string::npos) << result.message();
+}
+
+TEST(FlashAttn2, Func) {
+  Context context;
+  const std::pair<std::string, FlashAttnArgs> table[] = {
+      {"", {}},
+      {" causal", {.causal = true}},
+      {" scale=0.5 window=7,2", {.softmax_scale = 0.5, .window_size = {7, 2}}},
+      {" softcap=3 causal", {.causal = true, .softcap = 3}},
+      {" dropout=0.25", {.dropout_p = 0.25, .rng_state = {3, 0}}},
+  };
+  for (const auto& [line, args] : table) {
+    const World world("fwd b2 sq40 sk21 hq4 hk2 d16 conv=fa2" + line);
+    const tilewise_attention& t = world.tensors;
+    expect_done(flash_attn_func(context, t.q, t.k, t.v, t.o, t.lse, args));
+    world.expect_right();
+  }
+  const World world("fwd sq20 sk31 h4 d16 conv=fa2 alibi causal");
+  const tilewise_attention& t = world.tensors;
+  expect_done(flash_attn_func(context, t.q, t.k, t.v, t.o, t.lse,
+                              {.causal = true, .alibi_slopes = t.alibi_slopes}));
+  world.expect_right();
+  expect_refused(
+      flash_attn_func(context, t.q, t.k, t.v, t.o, t.lse, {.dropout_p = 0.1, .softcap = 1}),
+      "softcap and dropout_p");
+}
+
+TEST(FlashAttn2, AndBackward) {
+  Context context;
+  const World world("bwd b2 sq40 sk21 hq4 hk2 d16 conv=fa2 causal dropout=0.25");
+  const tilewise_attention& t = world.tensors;
+  const FlashAttnArgs args{
+      .dropout_p = 0.25, .causal = true, .deterministic = true, .rng_state = {3, 0}};
+  expect_done(flash_attn_func(context, t.q, t.k, t.v, t.o, t.lse, args));
+  expect_done(
+      flash_attn_backward(context, t.dout, t.q, t.k, t.v, t.o, t.lse, t.dq, t.dk, t.dv, args));
+  world.expect_right();
+}
+
+TEST(FlashAttn2, Varlen) {
+  Context context;
+  const World world("bwd sq9,0,20 sk30,5,1 hq4 hk2 d16 packed conv=fa2 window=4,4");
+  const tilewise_attention& t = world.tensors;
+  const FlashAttnArgs args{.window_size = {4, 4}};
+  expect_done(flash_attn_varlen_func(context, t.q, t.k, t.v, t.cu_seqlens_q, t.cu_seqlens_k, 20, 30,
+                                     t.o, t.lse, args));
+  expect_done(flash_attn_varlen_backward(context, t.dout, t.q, t.k, t.v, t.o, t.lse, t.dq, t.dk,
+                                         t.dv, t.cu_seqlens_q, t.cu_seqlens_k, 20, 30, args));
+  world.expect_right();
+  expect_refused(flash_attn_varlen_func(context, t.q, t.k, t.v, t.cu_seqlens_q, t.cu_seqlens_k, 19,
+                                        30, t.o, t.lse, args),
+                 "max_seqlen_q promised at most 19");
+}
+
+TEST(FlashAttn3, FuncAndVarlen) {
+  Context context;
+  const World dense("fwd b2 sq40 sk21 hq4 hk2 d16 causal chunk=8");
+  const tilewise_attention& t = dense.tensors;
+  expect_done(fa3::flash_attn_func(context, t.q, t.k, t.v, t.o, t.lse,
+                                   {.causal = true, .attention_chunk = 8}));
+  dense.expect_right();
+  const World packed("fwd sq9,0,20 sk30,5,1 h2 d16 packed softcap=2");
+  const tilewise_attention& p = packed.tensors;
+  expect_done(fa3::flash_attn_varlen_func(context, p.q, p.k, p.v, p.cu_seqlens_q, p.cu_seqlens_k,
+                                          20, 30, p.o, p.lse, {.softcap = 2}));
+  packed.expect_right();
+}
+
+TEST(FlashAttn, ItsRefusals) {
+  Context context;
+  const World world("fwd sq4 sk4 d8");
+  const tilewise_attention& t = world.tensors;
+  expect_refused(
+      flash_attn_func(context, t.q, t.k, t.v, t.o, t.lse, {.softmax_scale = std::nan("")}),
+      "softmax_scale is not a number");
+  expect_refused(flash_attn_func(context, t.q, {}, t.v, t.o, {}), "k is absent");
+  Context other = std::move(context);
+  expect_done(flash_attn_func(other, t.q, t.k, t.v, t.o, {}));
+  world.expect_right(false);
+}
+
+TEST(ScaledDotProductAttention, FollowsPyTorch) {
+  Context context;
+  struct Row {
+    std::string line;
+    std::function<ScaledDotProductAttentionArgs(const tilewise_attention&)> args;
+  };
+  const Row table[] = {
+      {"", [](const auto&) { return ScaledDotProductAttentionArgs{}; }},
+      {" causal", [](const auto&) { return ScaledDotProductAttentionArgs{.is_causal = true}; }},
+      {" mask=b,1,q,k",
+       [](const auto& t) { return ScaledDotProductAttentionArgs{.attn_mask = t.mask}; }},
+      {" bias=1,h,q,k",
+       [](const auto& t) { return ScaledDotProductAttentionArgs{.attn_mask = t.bias}; }},
+      {" scale=2 dropout=0.5",
+       [](const auto&) {
+         return ScaledDotProductAttentionArgs{.dropout_p = 0.5, .scale = 2, .rng_state = {3, 0}};
+       }},
+  };
+  for (const Row& row : table) {
+    const World world("fwd b2 sq9 sk14 h4 d8 dv16 bhsd conv=torch_sdpa" + row.line);
+    const tilewise_attention& t = world.tensors;
+    expect_done(scaled_dot_product_attention(context, heads_first(t.q), heads_first(t.k),
+                                             heads_first(t.v), heads_first(t.o), row.args(t)));
+    world.expect_right(false);
+  }
+  const World world("fwd b2 sq9 sk14 hq4 hk2 d8 bhsd conv=torch_sdpa");
+  const tilewise_attention& t = world.tensors;
+  const Tensor q = heads_first(t.q), k = heads_first(t.k), v = heads_first(t.v);
+  const Tensor o = heads_first(t.o);
+  expect_refused(scaled_dot_product_attention(context, q, k, v, o), "without enable_gqa");
+  expect_done(scaled_dot_product_attention(context, q, k, v, o, {.enable_gqa = true}));
+  world.expect_right(false);
+}
+
+TEST(ScaledDotProductAttention, BroadcastsMasksAndTakesFewerDimensions) {
+  Context context;
+  // [L, S] for every batch entry and head.
+  {
+    const World world("fwd b2 sq9 sk14 h4 d8 bhsd conv=torch_sdpa mask=1,1,q,k");
+    const tilewise_attention& t = world.tensors;
+    const Tensor mask =
+        tensor(static_cast<const bool*>(t.mask.data), {t.mask.shape[2], t.mask.shape[3]});
+    expect_done(scaled_dot_product_attention(context, heads_first(t.q), heads_first(t.k),
+                                             heads_first(t.v), heads_first(t.o),
+                                             {.attn_mask = mask}));
+    world.expect_right(false);
+  }
+  // Without heads: [N, L, E] and a mask [N, L, S]; without batch: [L, E] and a bias [S].
+  {
+    const World world("fwd b3 sq9 sk14 h1 d8 bhsd conv=torch_sdpa mask=b,1,q,k");
+    const tilewise_attention& t = world.tensors;
+    const auto three = [](const Tensor& view) {
+      return tensor(view.data, view.dtype, {view.shape[0], view.shape[1], view.shape[3]});
+    };
+    const Tensor mask = tensor(static_cast<const bool*>(t.mask.data), {3, 9, 14});
+    expect_done(scaled_dot_product_attention(context, three(t.q), three(t.k), three(t.v),
+                                             three(t.o), {.attn_mask = mask}));
+    world.expect_right(false);
+    expect_refused(scaled_dot_product_attention(context, three(t.q), three(t.k), three(t.v),
+                                                three(t.o), {.attn_mask = t.mask}),
+                   "attn_mask has more dimensions");
+  }
+  {
+    const World world("fwd b1 sq9 sk14 h1 d8 conv=torch_sdpa bias=1,1,1,k");
+    const tilewise_attention& t = world.tensors;
+    const auto two = [](const Tensor& view) {
+      return tensor(view.data, view.dtype, {view.shape[1], view.shape[3]});
+    };
+    const Tensor bias = tensor(static_cast<const float*>(t.bias.data), {14});
+    expect_done(scaled_dot_product_attention(context, two(t.q), two(t.k), two(t.v), two(t.o),
+                                             {.attn_mask = bias}));
+    world.expect_right(false);
+    expect_refused(scaled_dot_product_attention(context, two(t.q), two(t.k), two(t.v), two(t.o),
+                                                {.attn_mask = bias, .is_causal = true}),
+                   "attn_mask and is_causal are both given");
+    expect_refused(scaled_dot_product_attention(context, t.q, two(t.k), two(t.v), t.o),
+                   "other numbers of dimensions");
+  }
+}
+
+TEST(MemoryEfficientAttention, ItsMasks) {
+  Context context;
+  struct Row {
+    std::string line;
+    AttentionBias bias;
+  };
+  const std::string top_left = " conv=xformers", bottom_right = " conv=xformers align=bottom_right";
+  const Row table[] = {
+      {top_left, {}},
+      {top_left + " causal", LowerTriangularMask()},
+      {bottom_right + " causal", LowerTriangularFromBottomRightMask()},
+      {bottom_right + " causal window=3,-1 window_left=keys_including_self",
+       LowerTriangularFromBottomRightLocalAttentionMask(3)},
+      {bottom_right + " window=3,2", LocalAttentionFromBottomRightMask(3, 2)},
+  };
+  for (const Row& row : table) {
+    const World world("fwd b2 sq9 sk14 h4 d8" + row.line);
+    const tilewise_attention& t = world.tensors;
+    expect_done(memory_efficient_attention(context, t.q, t.k, t.v, t.o,
+                                           {.attn_bias = row.bias, .lse = t.lse}));
+    world.expect_right();
+  }
+  const World world("fwd b2 sq9 sk14 h4 d8 conv=xformers causal bias=b,h,q,k dropout=0.5");
+  const tilewise_attention& t = world.tensors;
+  expect_done(memory_efficient_attention(
+      context, t.q, t.k, t.v, t.o,
+      {.attn_bias = LowerTriangularMaskWithTensorBias(t.bias), .p = 0.5, .rng_state = {3, 0}}));
+  world.expect_right(false);
+  expect_refused(memory_efficient_attention(
+                     context, t.q, t.k, t.v, t.o,
+                     {.attn_bias = LowerTriangularFromBottomRightLocalAttentionMask(0)}),
+                 "window_size is not positive");
+}
+
+TEST(MemoryEfficientAttention, BlockDiagonalMasks) {
+  Context context;
+  const auto check = [&](const std::string& line, const auto& make_bias) {
+    const World world("fwd sq9,0,4 sk14,3,5 h2 d8 packed conv=xformers" + line);
+    const tilewise_attention& t = world.tensors;
+    const AttentionBias bias = make_bias(t.cu_seqlens_q, t.cu_seqlens_k);
+    expect_done(memory_efficient_attention(context, with_batch_of_one(t.q), with_batch_of_one(t.k),
+                                           with_batch_of_one(t.v), with_batch_of_one(t.o),
+                                           {.attn_bias = bias, .lse = t.lse}));
+    world.expect_right();
+  };
+  using T = const Tensor&;
+  const std::string window = " causal window=3,-1 window_left=keys_including_self";
+  check("", [](T q, T k) { return BlockDiagonalMask(q, k, 9, 14); });
+  check(" causal", [](T q, T k) { return BlockDiagonalCausalMask(q, k); });
+  check(" causal align=bottom_right",
+        [](T q, T k) { return BlockDiagonalCausalFromBottomRightMask(q, k); });
+  check(window, [](T q, T k) { return BlockDiagonalCausalLocalAttentionMask(q, k, 3); });
+  check(window + " align=bottom_right",
+        [](T q, T k) { return BlockDiagonalCausalLocalAttentionFromBottomRightMask(q, k, 3); });
+}
+
+TEST(MemoryEfficientAttention, PaddedAndGappyKeysAreTheirUsedKeys) {
+  Context context;
+  const World world("fwd sq4,2,3 sk5,7,3 h2 d8 packed conv=xformers");
+  const tilewise_attention& t = world.tensors;
+  constexpr std::int64_t padding = 8, width = 2 * 8;
+  const std::int32_t used[] = {5, 7, 3}, starts[] = {0, 8, 16, 24};
+  const Tensor kv_seqlen = tensor(used, {3}), kv_starts = tensor(starts, {4});
+  // What is not in use is NaN: it must not be looked at.
+  const auto padded = [&](const Tensor& packed, std::vector<float>& memory) {
+    memory.assign(3 * padding * width, std::numeric_limits<float>::quiet_NaN());
+    const auto* from = static_cast<const float*>(packed.data);
+    for (std::size_t b = 0; b < 3; ++b) {
+      const std::int64_t count = used[b] * width;
+      std::copy(from, from + count, memory.begin() + starts[b] * width);
+      from += count;
+    }
+    return tensor(memory.data(), {1, 3 * padding, 2, 8});
+  };
+  std::vector<float> k_memory, v_memory;
+  const Tensor k = padded(t.k, k_memory), v = padded(t.v, v_memory);
+  const Tensor q = with_batch_of_one(t.q);
+  const auto computed = [&](const Tensor& keys, const Tensor& values, const AttentionBias& bias) {
+    std::vector<float> o(9 * width);
+    expect_done(memory_efficient_attention(context, q, keys, values, tensor(o.data(), {1, 9, 2, 8}),
+                                           {.attn_bias = bias}));
+    return o;
+  };
+  const Tensor packed_k = with_batch_of_one(t.k), packed_v = with_batch_of_one(t.v);
+  const Tensor &cu_q = t.cu_seqlens_q, &cu_k = t.cu_seqlens_k;
+
+  const auto all = computed(packed_k, packed_v, BlockDiagonalMask(cu_q, cu_k));
+  EXPECT_EQ(computed(k, v, BlockDiagonalPaddedKeysMask(cu_q, padding, kv_seqlen)), all);
+  EXPECT_EQ(computed(k, v, BlockDiagonalGappyKeysMask(cu_q, kv_starts, kv_seqlen)), all);
+
+  const auto causal =
+      computed(packed_k, packed_v, BlockDiagonalCausalFromBottomRightMask(cu_q, cu_k));
+  EXPECT_NE(causal, all);
+  EXPECT_EQ(computed(k, v, BlockDiagonalCausalWithOffsetPaddedKeysMask(cu_q, padding, kv_seqlen)),
+            causal);
+  EXPECT_EQ(computed(k, v, BlockDiagonalCausalWithOffsetGappyKeysMask(cu_q, kv_starts, kv_seqlen)),
+            causal);
+
+  const auto local = computed(packed_k, packed_v,
+                              BlockDiagonalCausalLocalAttentionFromBottomRightMask(cu_q, cu_k, 2));
+  EXPECT_NE(local, causal);
+  EXPECT_EQ(
+      computed(k, v, BlockDiagonalCausalLocalAttentionPaddedKeysMask(cu_q, padding, kv_seqlen, 2)),
+      local);
+  // W = 2 with the query's own is one key before, and none after.
+  EXPECT_EQ(
+      computed(k, v, BlockDiagonalLocalAttentionPaddedKeysMask(cu_q, padding, kv_seqlen, 1, 0)),
+      local);
+
+  expect_refused(
+      memory_efficient_attention(context, q, k, v, with_batch_of_one(t.o),
+                                 {.attn_bias = BlockDiagonalPaddedKeysMask(cu_q, 7, kv_seqlen)}),
+      "a multiple of the padding");
+}
+
+TEST(MemoryEfficientAttention, FiveDimensionsAreGroupedHeads) {
+  Context context;
+  const World world("fwd b2 sq9 sk14 hq6 hk2 d8 conv=xformers");
+  const tilewise_attention& t = world.tensors;
+  const auto grouped = [](const Tensor& view) {
+    Tensor five = tensor(view.data, view.dtype, {2, 9, 2, 3, 8});
+    return five;
+  };
+  const auto expanded = [](const Tensor& view) {
+    Tensor five = tensor(view.data, view.dtype, {2, 14, 2, 1, 8});
+    five.shape[3] = 3;
+    five.strides[3] = 0;
+    return five;
+  };
+  expect_done(memory_efficient_attention(context, grouped(t.q), expanded(t.k), expanded(t.v),
+                                         grouped(t.o), {.lse = t.lse}));
+  world.expect_right();
+  Tensor loose = grouped(t.q);
+  loose.strides[2] += 1;
+  expect_refused(
+      memory_efficient_attention(context, loose, expanded(t.k), expanded(t.v), grouped(t.o)),
+      "G and H one dimension in memory");
+}
+
+TEST(MergeStates, JoinsHalves) {
+  Context context;
+  const World world("fwd b1 sq9 sk14 h2 d8");
+  const tilewise_attention& t = world.tensors;
+  std::vector<float> o[2], lse[2];
+  Tensor outs[2], lses[2];
+  for (std::size_t half = 0; half < 2; ++half) {
+    o[half].resize(9 * 2 * 8);
+    lse[half].resize(2 * 9);
+    outs[half] = tensor(o[half].data(), {1, 9, 2, 8});
+    lses[half] = tensor(lse[half].data(), {1, 2, 9});
+    Tensor k = t.k, v = t.v;
+    for (Tensor* view : {&k, &v}) {
+      view->data = static_cast<float*>(view->data) + (half == 0 ? 0 : 6 * view->strides[1]);
+      view->shape[1] = half == 0 ? 6 : 8;
+    }
+    expect_done(flash_attn_func(context, t.q, k, v, outs[half], lses[half]));
+  }
+  expect_done(merge_states(context, {outs[0], outs[1]}, {lses[0], lses[1]}, t.o, t.lse));
+  world.expect_right();
+  expect_refused(merge_states(context, {outs[0], outs[1]}, {lses[0]}, t.o, t.lse),
+                 "differ in number");
+}
+
+TEST(Available, SaysWhoAndWhyNot) {
+  const Context context;
+  const auto none = [](std::initializer_list<std::int64_t> shape) {
+    return tensor(nullptr, TILEWISE_BF16, shape);
+  };
+  const Tensor q = none({1, 128, 8, 64}), k = none({1, 256, 2, 64});
+  const Availability yes = available(context, describe::flash_attn_func(q, k, k, q, {}));
+  EXPECT_TRUE(yes);
+  EXPECT_STREQ(yes.implementation(), "cpu.portable");
+  EXPECT_FALSE(yes.fast());
+  EXPECT_STRNE(yes.reason(), "");
+
+  const Tensor wide = none({1, 128, 8, 1024});
+  const Availability no = available(context, describe::flash_attn_func(wide, wide, wide, wide, {}));
+  EXPECT_FALSE(no);
+  EXPECT_EQ(no.code(), TILEWISE_UNSUPPORTED);
+  EXPECT_NE(std::string(no.reason()).find("head_dim is 1024"), std::string::npos);
+
+  const Availability wrong = available(
+      context,
+      describe::scaled_dot_product_attention(q, k, k, q, {.attn_mask = q, .is_causal = true}));
+  EXPECT_FALSE(wrong);
+  EXPECT_NE(std::string(wrong.reason()).find("attn_mask and is_causal"), std::string::npos);
+}
+
+TEST(ContextClass, SaysWhatWentWrong) {
+  ContextOptions options;
+  options.threads = -3;
+  Context context(options);
+  EXPECT_FALSE(context);
+  expect_refused(context.result(), "threads is -3");
+  const World world("fwd sq4 sk4 d8");
+  const tilewise_attention& t = world.tensors;
+  expect_refused(flash_attn_func(context, t.q, t.k, t.v, t.o, t.lse), "context is null");
+}
+
+}  // namespace
+}  // namespace tilewise

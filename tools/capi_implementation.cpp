@@ -1,0 +1,179 @@
+#include "tools/capi_implementation.hpp"
+
+#include "oracle/harness/buffers.hpp"
+
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <string>
+
+namespace tilewise::tools {
+namespace {
+
+using harness::Implementation;
+using harness::Support;
+
+/// Two's dtypes, devices and conventions have the same order; the C ones of dtypes count from 1.
+tilewise_tensor c_tensor(const TensorView& view) {
+  tilewise_tensor tensor{};
+  if (view.ndim == 0) return tensor;
+  tensor.data = view.data;
+  tensor.dtype = static_cast<std::int32_t>(view.dtype) + 1;
+  tensor.device_type = static_cast<std::int32_t>(view.device.type);
+  tensor.device_id = view.device.id;
+  tensor.ndim = view.ndim;
+  std::copy(std::begin(view.shape), std::end(view.shape), tensor.shape);
+  std::copy(std::begin(view.strides), std::end(view.strides), tensor.strides);
+  return tensor;
+}
+
+/// From the C interface's error to ours.
+Status status_of(const tilewise_error& error) {
+  if (error.code == TILEWISE_OK) return {};
+  return failure(static_cast<Code>(error.code), "%.240s", error.message);
+}
+
+using Context = std::unique_ptr<tilewise_context, decltype(&tilewise_context_destroy)>;
+
+class PortableImplementation final : public Implementation {
+ public:
+  std::string_view name() const override { return "cpu.portable"; }
+  std::string_view idea() const override {
+    return "the library's portable kernel through its C interface: tiles in plain C++, every "
+           "semantic, the same bits for any number of threads";
+  }
+
+  Support supports(const Problem& problem) const override {
+    const auto [status, context] = context_for(1);
+    if (!status.ok()) return Support::no(status.reason);
+    for (const std::int32_t pass : passes(problem)) {
+      const tilewise_attention attention = shapes_of(problem);
+      tilewise_answer answer = TILEWISE_ANSWER_INIT;
+      tilewise_error error = TILEWISE_ERROR_INIT;
+      if (tilewise_query(context, &attention, pass, &answer, &error) != TILEWISE_OK)
+        return Support::no(error.message);
+      if (answer.code != TILEWISE_OK) return Support::no(answer.reason);
+      if (answer.implementation != name())
+        return Support::no(std::string("served by ") + answer.implementation);
+    }
+    return Support::yes();
+  }
+
+  std::size_t workspace_bytes(const Problem& problem) const override {
+    const auto [status, context] = context_for(0);
+    if (!status.ok()) return 0;
+    const tilewise_attention attention = shapes_of(problem);
+    std::size_t most = 0;
+    for (const std::int32_t pass : passes(problem)) {
+      std::size_t bytes = 0;
+      (void)tilewise_attention_workspace(context, &attention, pass, &bytes, nullptr, nullptr);
+      most = std::max(most, bytes);
+    }
+    return most;
+  }
+
+  Status run(const harness::Call& call) const override {
+    const auto [status, context] = context_for(call.threads);
+    if (!status.ok()) return status;
+    const tilewise_attention attention = c_attention(call.params, call.tensors);
+    for (const std::int32_t pass : passes(call.problem)) {
+      tilewise_error error = TILEWISE_ERROR_INIT;
+      const auto compute =
+          pass == TILEWISE_BACKWARD ? tilewise_attention_backward : tilewise_attention_forward;
+      if (compute(context, &attention, call.workspace, call.workspace_bytes, nullptr, &error) !=
+          TILEWISE_OK)
+        return status_of(error);
+    }
+    return {};
+  }
+
+ private:
+  static std::vector<std::int32_t> passes(const Problem& problem) {
+    if (problem.pass == Pass::backward) return {TILEWISE_FORWARD, TILEWISE_BACKWARD};
+    return {TILEWISE_FORWARD};
+  }
+
+  tilewise_attention shapes_of(const Problem& problem) const {
+    return c_attention(problem.params(), harness::tensor_shapes(problem, writes(problem)));
+  }
+
+  /// Contexts are kept: their threads sleep between calls, and a call then allocates nothing.
+  std::pair<Status, tilewise_context*> context_for(int threads) const {
+    const std::lock_guard lock(mutex_);
+    const auto found = contexts_.find(threads);
+    if (found != contexts_.end()) return {{}, found->second.get()};
+    tilewise_context_options options;
+    tilewise_context_options_init(&options);
+    options.isa = TILEWISE_ISA_PORTABLE;
+    options.threads = threads;
+    tilewise_context* made = nullptr;
+    tilewise_error error = TILEWISE_ERROR_INIT;
+    if (tilewise_context_create(&options, &made, &error) != TILEWISE_OK)
+      return {status_of(error), nullptr};
+    contexts_.emplace(threads, Context(made, &tilewise_context_destroy));
+    return {{}, made};
+  }
+
+  mutable std::mutex mutex_;
+  mutable std::map<int, Context> contexts_;
+};
+
+}  // namespace
+
+tilewise_attention c_attention(const AttentionParams& params, const AttentionTensors& tensors) {
+  tilewise_attention attention;
+  (void)tilewise_attention_init(&attention, nullptr);
+  attention.softmax_scale = params.softmax_scale;
+  attention.causal = params.causal;
+  attention.window_left = params.window_left;
+  attention.window_right = params.window_right;
+  attention.attention_chunk = params.attention_chunk;
+  attention.softcap = params.softcap;
+  attention.dropout_p = params.dropout_p;
+  attention.philox_seed = params.philox_seed;
+  attention.philox_offset = params.philox_offset;
+
+  const Conventions& conventions = params.conventions;
+  attention.alignment = static_cast<std::int32_t>(conventions.alignment);
+  attention.empty_row_output = static_cast<std::int32_t>(conventions.empty_row_output);
+  attention.empty_row_lse = static_cast<std::int32_t>(conventions.empty_row_lse);
+  attention.lse_base = static_cast<std::int32_t>(conventions.lse_base);
+  attention.window_left_counts = static_cast<std::int32_t>(conventions.window_left);
+  attention.default_scale = static_cast<std::int32_t>(conventions.default_scale);
+  attention.score_order = static_cast<std::int32_t>(conventions.score_order);
+  attention.alibi = static_cast<std::int32_t>(conventions.alibi);
+  attention.mask_and_causal = static_cast<std::int32_t>(conventions.mask_and_causal);
+
+  attention.q = c_tensor(tensors.q);
+  attention.k = c_tensor(tensors.k);
+  attention.v = c_tensor(tensors.v);
+  attention.o = c_tensor(tensors.o);
+  attention.lse = c_tensor(tensors.lse);
+  attention.dout = c_tensor(tensors.dout);
+  attention.dq = c_tensor(tensors.dq);
+  attention.dk = c_tensor(tensors.dk);
+  attention.dv = c_tensor(tensors.dv);
+  attention.dbias = c_tensor(tensors.dbias);
+  attention.dsinks = c_tensor(tensors.dsinks);
+  attention.bias = c_tensor(tensors.bias);
+  attention.mask = c_tensor(tensors.mask);
+  attention.sinks = c_tensor(tensors.sinks);
+  attention.alibi_slopes = c_tensor(tensors.alibi_slopes);
+  attention.cu_seqlens_q = c_tensor(tensors.cu_seqlens_q);
+  attention.cu_seqlens_k = c_tensor(tensors.cu_seqlens_k);
+  attention.seqlens_q = c_tensor(tensors.seqlens_q);
+  attention.seqlens_k = c_tensor(tensors.seqlens_k);
+  attention.block_q = tensors.block_mask.block_q;
+  attention.block_k = tensors.block_mask.block_k;
+  attention.kv_num_blocks = c_tensor(tensors.block_mask.kv_num_blocks);
+  attention.kv_indices = c_tensor(tensors.block_mask.kv_indices);
+  attention.full_kv_num_blocks = c_tensor(tensors.block_mask.full_kv_num_blocks);
+  attention.full_kv_indices = c_tensor(tensors.block_mask.full_kv_indices);
+  return attention;
+}
+
+std::unique_ptr<Implementation> portable_implementation() {
+  return std::make_unique<PortableImplementation>();
+}
+
+}  // namespace tilewise::tools
