@@ -117,13 +117,13 @@ class BoundedSums {
   /// errors add (queries that are equal even share their O, and its part in D).
   void finish(const Recipe& recipe) {
     std::sort(entries_.begin(), entries_.end(),
-              [](const Entry& a, const Entry& b) { return a.p < b.p; });
+              [](const Entry& a, const Entry& b) { return a.order() < b.order(); });
     const auto width = static_cast<std::size_t>(width_);
     std::vector<double> rounding(width), sigma(width);
     alike_rounding_.assign(width, 0.0);
     alike_variance_.assign(width, 0.0);
     for (std::size_t first = 0; first < entries_.size();) {
-      std::size_t last = first;
+      std::size_t last = first + 1;  // (a NaN is alike to nothing, itself included)
       const double cell = recipe.probability / 16 * entries_[first].p;
       while (last < entries_.size() && entries_[last].p - entries_[first].p <= cell) ++last;
       if (last - first > 1) {
@@ -162,6 +162,8 @@ class BoundedSums {
   struct Entry {
     double p, operand, sigma;
     const double* factors;
+
+    double order() const { return std::isnan(p) ? INFINITY : p; }
   };
   std::vector<Entry> entries_;
   std::int64_t width_, terms_;

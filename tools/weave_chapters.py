@@ -210,6 +210,8 @@ def ladder(tour):
     rows = []
     for run in runs_of(tour, "", "normal"):
         step = step_of(run["implementation"])
+        if not step:
+            continue
         rows.append([step, run.get("idea", ""), str(get(run, "verdict", "state") or "-"),
                      error_text(run, ["o"]), plain(run.get("slope_both")), memory_text(run),
                      time_text(get(run, "verdict", "time", "median")),
