@@ -181,7 +181,7 @@ ForwardBound bound_forward(const Case& problem_case, const KeyValueHead& head, c
   // One factor for the whole row: elements with equal values are rounded alike.
   if (norm > 0) {
     std::vector<double> magnitudes(width);
-    for (std::size_t t = 0; t < width; ++t) magnitudes[t] = std::abs(row.o[t]);
+    for (std::size_t t = 0; t < width; ++t) magnitudes[t] = sortable(std::abs(row.o[t]));
     std::sort(magnitudes.begin(), magnitudes.end());
     double variance = 0, run = 0;
     for (std::size_t t = 0; t < width; ++t) {

@@ -17,7 +17,7 @@ namespace {
 double stored_o_sigma(const Row& row, const std::vector<double>& dout, const Recipe& recipe) {
   std::vector<std::pair<double, double>> parts;  // |o_t|, dO_t o_t
   for (std::size_t t = 0; t < dout.size(); ++t)
-    parts.emplace_back(std::abs(row.o[t]), dout[t] * row.o[t]);
+    parts.emplace_back(sortable(std::abs(row.o[t])), sortable(dout[t] * row.o[t]));
   std::sort(parts.begin(), parts.end());
   double variance = 0, run = 0;
   for (std::size_t t = 0; t < parts.size(); ++t) {
@@ -163,7 +163,7 @@ class BoundedSums {
     double p, operand, sigma;
     const double* factors;
 
-    double order() const { return std::isnan(p) ? INFINITY : p; }
+    double order() const { return sortable(p); }
   };
   std::vector<Entry> entries_;
   std::int64_t width_, terms_;

@@ -74,14 +74,20 @@ inline double stored_bound(double value, double computed, const Recipe& recipe) 
   return computed + recipe.output * (std::abs(value) + computed) + recipe.output_eta;
 }
 
+/// NaN compares with nothing, and a sort needs an order: last.
+inline double sortable(double x) {
+  return std::isnan(x) ? INFINITY : x;
+}
+
 /// Elements whose rounding errors are equal because they are: rows of P with equal scores. Sorted
 /// by score and cut into cells much finer than a rounding step.
 inline std::vector<std::vector<std::size_t>> equal_scores(const std::vector<double>& scores,
                                                           double cell) {
   std::vector<std::size_t> order(scores.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
-  std::sort(order.begin(), order.end(),
-            [&](std::size_t a, std::size_t b) { return scores[a] < scores[b]; });
+  std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+    return sortable(scores[a]) < sortable(scores[b]);
+  });
   std::vector<std::vector<std::size_t>> groups;
   double first = 0;
   for (std::size_t n : order) {
