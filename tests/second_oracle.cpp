@@ -140,7 +140,7 @@ BoolMatrix visibility(const Problem& problem, const TensorView& mask, const Matr
 /// All masks together: where a block is listed in full, none of the others count.
 BoolMatrix everything_visible(const Problem& problem, const AttentionTensors& tensors,
                               const Matrix& behind, std::int64_t b, std::int64_t h) {
-  const BoolMatrix others = visibility(problem, tensors.mask, behind, b, h);
+  BoolMatrix others = visibility(problem, tensors.mask, behind, b, h);
   const BlockMask& blocks = tensors.block_mask;
   if (!blocks.exists()) return others;
   const auto lists = [&](const TensorView& counts, const TensorView& indices) {

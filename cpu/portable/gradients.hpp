@@ -115,7 +115,7 @@ void add_columns_times(Coverage coverage, Span rows, Span keys, const Tile<Real>
 
 /// dbias and dsinks: score_gradients.cpp.
 template <class Real>
-void write_dbias(const BackwardCall<Real>& backward, const Workers& workers, void* tiles);
+void write_dbias(const BackwardCall<Real>& backward, const Workers& workers, void* memory);
 template <class Real>
 void write_dsinks(const BackwardCall<Real>& backward);
 
