@@ -422,6 +422,18 @@ TEST(Judge, JudgesGivenOutputsAndSaysWhatIsAbsent) {
   EXPECT_TRUE(mentions(bad, "1 of 640 elements are NaN")) << to_text(bad);
 }
 
+TEST(Judge, EndsOnGradientsWhoseLseIsNotANumber) {
+  // So long that columns are judged given the kernel's own LSE: here that is NaN everywhere.
+  const Problem problem = parsed("bwd sq2900 sk2900 h1 d64 f32");
+  ASSERT_FALSE(oracle::Sampling(problem, false).everything());
+  ProblemBuffers buffers;
+  ASSERT_TRUE(buffers.allocate(problem, Outputs::all()).ok());
+  ASSERT_TRUE(harness::fill_inputs(problem, buffers.tensors()).ok());
+  const Verdict verdict = harness::judge(problem, buffers.tensors());  // outputs are still poison
+  EXPECT_EQ(verdict.state, State::fail);
+  EXPECT_TRUE(mentions(verdict, "dk: ")) << to_text(verdict);
+}
+
 TEST(Judge, TellsProgressFromNothingToAll) {
   std::vector<double> seen;
   harness::Options options;

@@ -153,7 +153,7 @@ class Comparer {
       }
       oracle::RowFacts& fact = facts[static_cast<std::size_t>(i)];
       const double lse = case_.stored_lse(b, h, i) * unit;
-      fact.empty = std::isinf(lse);
+      fact.empty = !std::isfinite(lse);  // an LSE that is NaN explains nothing
       fact.lse = lse;
       fact.lse_sigma = 8 * recipe_.accumulate * (1 + std::abs(lse));
       const std::vector<double> o = case_.row(tensors_.o, Side::query, b, i, h);
