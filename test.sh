@@ -2,7 +2,7 @@
 # The tests. Installs what is missing, builds, runs.
 #
 #   ./test.sh             the host's tests, in five minutes or less
-#   ./test.sh --all       everything that continuous integration runs, 40 minutes or less
+#   ./test.sh --all       what continuous integration runs, 40 minutes or less: all but not_in_all
 #   ./test.sh LABEL...    only these
 #   ./test.sh --list      the labels, with their time budgets
 #
