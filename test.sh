@@ -17,11 +17,12 @@ labels_table() {
   cat <<'EOT'
 host|300|build plot test|g++ or this machine's compiler, warnings as errors, every test
 python|60|build test|tools/tilewise.py with numpy
-consumer|180|build test|installs, moves, and uses Tilewise from an outside project
+consumer|180|build test consumer|outside projects, with Tilewise installed, beside them, renamed
+abi|60|build abi|the CPU library's binary interface, compared with tests/abi/tilewise.abi
 format|20|format|clang-format over every source
 tidy|360|build test tidy|clang-tidy over every source
 clang|360|build test clang|clang++, warnings as errors, every test
-asan-ubsan|480|build test|address and undefined-behaviour sanitizers
+asan-ubsan|480|build test clang|address and undefined-behaviour sanitizers, with clang
 tsan|480|build test clang|thread sanitizer, with clang's OpenMP
 tour|120|build plot|./tour.sh --quick
 EOT
@@ -108,6 +109,13 @@ run_tidy() {
   return $status
 }
 
+run_abi() {
+  local status=0
+  step "Compare the ABI" abi tests/abi/abi.sh || status=$?
+  count $status
+  return $status
+}
+
 run_tour() {
   local status=0
   step "./tour.sh --quick" tour ./tour.sh --quick || status=$?
@@ -123,6 +131,7 @@ run_label() {
     clang | asan-ubsan | tsan) preset_built "$1" && ctest_label "Test ($1)" "$1" host ;;
     format) run_format ;;
     tidy) run_tidy ;;
+    abi) run_abi ;;
     tour) run_tour ;;
   esac
 }

@@ -1,7 +1,8 @@
 # The libraries we stand on, all packaged by Debian, Homebrew and conda-forge.
 #
-#   Threads, fmt (text), nlohmann_json (JSON)     the oracle and the harness
-#   Eigen, xsimd, OpenMP (optional)               the course's steps
+#   Threads, OpenMP (optional)                    the CPU library
+#   fmt (text), nlohmann_json (JSON)              the oracle and the harness
+#   Eigen, xsimd                                  the course's steps
 #   CLI11 (arguments)                             the tilewise command
 #   GoogleTest, Google Benchmark                  tests and benchmarks
 #
@@ -25,6 +26,13 @@ function(tilewise_dependency package)
 endfunction()
 
 find_package(Threads REQUIRED)
+if(TILEWISE_OPENMP)
+  find_package(OpenMP QUIET COMPONENTS CXX)
+endif()
+if(TILEWISE_LIBRARY_ONLY)
+  return()
+endif()
+
 tilewise_dependency(fmt HINT libfmt-dev
   URL https://github.com/fmtlib/fmt/archive/refs/tags/9.1.0.tar.gz)
 tilewise_dependency(nlohmann_json HINT nlohmann-json3-dev
@@ -44,9 +52,6 @@ if(TILEWISE_TOOLS OR TILEWISE_TESTS)
   endif()
   tilewise_dependency(CLI11 HINT libcli11-dev
     URL https://github.com/CLIUtils/CLI11/archive/refs/tags/v2.1.2.tar.gz)
-  if(TILEWISE_OPENMP)
-    find_package(OpenMP QUIET COMPONENTS CXX)
-  endif()
 endif()
 
 if(TILEWISE_TESTS)

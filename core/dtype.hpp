@@ -12,7 +12,8 @@
 
 namespace tilewise {
 
-enum class DType : std::uint8_t { f64, f32, f16, bf16, e4m3, e5m2, i64, i32, boolean };
+/// i8 and q8_0 are numbers with a scale beside them: core/quantised.hpp reads those.
+enum class DType : std::uint8_t { f64, f32, f16, bf16, e4m3, e5m2, i64, i32, boolean, i8, q8_0 };
 
 using F16 = Minifloat<5, 10>;
 using BF16 = Minifloat<8, 7>;
@@ -23,7 +24,7 @@ using E5M2 = Minifloat<5, 2>;
 struct DTypeInfo {
   DType dtype;
   std::string_view name;
-  std::size_t size;       ///< bytes of one element
+  std::size_t size;       ///< bytes of one element (of q8_0: of one block of 32 numbers)
   int significand;        ///< bits of the significand, the hidden one included; 0: not floating
   int smallest_exponent;  ///< exponent e of the smallest positive subnormal number 2^e
 };
@@ -33,7 +34,8 @@ inline constexpr DTypeInfo dtype_table[] = {
     {DType::f16, "f16", 2, 11, -24},   {DType::bf16, "bf16", 2, 8, -133},
     {DType::e4m3, "e4m3", 1, 4, -9},   {DType::e5m2, "e5m2", 1, 3, -16},
     {DType::i64, "i64", 8, 0, 0},      {DType::i32, "i32", 4, 0, 0},
-    {DType::boolean, "bool", 1, 0, 0},
+    {DType::boolean, "bool", 1, 0, 0}, {DType::i8, "i8", 1, 0, 0},
+    {DType::q8_0, "q8_0", 34, 0, 0},
 };
 
 constexpr const DTypeInfo& info(DType dtype) {
@@ -47,6 +49,10 @@ constexpr std::size_t size_of(DType dtype) {
 }
 constexpr bool is_floating(DType dtype) {
   return info(dtype).significand != 0;
+}
+/// What an address of this dtype must be a multiple of.
+constexpr std::size_t alignment_of(DType dtype) {
+  return dtype == DType::q8_0 ? 2 : size_of(dtype);
 }
 
 constexpr std::optional<DType> dtype_from_name(std::string_view name) {
@@ -118,8 +124,10 @@ inline double load(DType dtype, const void* element) {
     case DType::i64: return detail::load_as<std::int64_t>(element);
     case DType::i32: return detail::load_as<std::int32_t>(element);
     case DType::boolean: return detail::load_bits<std::uint8_t>(element) != 0 ? 1.0 : 0.0;
+    case DType::i8: return detail::load_as<std::int8_t>(element);
+    case DType::q8_0: break;  // a block is no number: read_row() of quantised.hpp
   }
-  return 0;
+  return std::numeric_limits<double>::quiet_NaN();
 }
 
 /// One element, rounded to nearest even.
@@ -135,6 +143,8 @@ inline void store(DType dtype, void* element, double value) {
     case DType::i64: return store_as(element, static_cast<std::int64_t>(value));
     case DType::i32: return store_as(element, static_cast<std::int32_t>(value));
     case DType::boolean: return store_as(element, static_cast<std::uint8_t>(value != 0));
+    case DType::i8: return store_as(element, static_cast<std::int8_t>(value));
+    case DType::q8_0: return;
   }
 }
 

@@ -1,9 +1,10 @@
 // One attention call inside the library, after it has been checked, and what runs it.
 //
 // Whoever builds a Call has seen to it that shapes, dtypes and strides fit together, that heads
-// divide, that conventions are not contradictory (MaskAndCausal::refuse), that lengths and prefix
-// sums lie within their tensors, and that all of it can be read on the host. Bias and mask have
-// four dimensions, each of which may be 1. Nothing here checks that again.
+// divide, that conventions are not contradictory (MaskAndCausal::refuse), that lengths, prefix
+// sums, pages and rows of a cache and of rotary tables lie within their tensors, and that all of it
+// can be read on the host. Bias and mask have four dimensions, each of which may be 1. Nothing here
+// checks that again.
 #pragma once
 
 #include "core/attention.hpp"
@@ -18,13 +19,17 @@ struct Call {
   AttentionParams params;
   AttentionTensors tensors;
   bool deterministic = false;  ///< the portable backend always is
+  /// Above 1: into how many runs a block of rows cuts its tiles of keys, each computed apart and
+  /// merged into the others. Of the forward pass alone.
+  std::int64_t num_splits = 1;
 };
 
 /// The workspace that `forward` wants for so many workers, in bytes, 64-byte aligned. It depends on
 /// head_dim, head_dim_v and the dtype, not on the lengths.
 std::size_t forward_workspace(const Call& call, int max_workers);
 
-/// Writes o, and lse if it exists. Rows past a sequence's length are not written.
+/// Writes k_new and v_new, if they exist, into k and v; then o, and lse if it exists. Rows past a
+/// sequence's length are not written.
 Status forward(const Call& call, const Workers& workers, void* workspace, std::size_t bytes);
 
 /// Grows linearly in the number of query rows: two numbers for each and head.

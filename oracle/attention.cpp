@@ -99,16 +99,6 @@ double Case::sink(std::int64_t h) const {
   return sinks.exists() ? load(sinks.dtype, sinks.at(h * sinks.strides[0])) : -infinity;
 }
 
-std::int64_t Case::offset(const TensorView& tensor, Side side, std::int64_t b, std::int64_t s,
-                          std::int64_t h) const {
-  if (tensor.ndim == 3) {  // packed: [total, nheads, width]
-    const std::int64_t start =
-        entry(side == Side::query ? tensors_.cu_seqlens_q : tensors_.cu_seqlens_k, b);
-    return (start + s) * tensor.strides[0] + h * tensor.strides[1];
-  }
-  return b * tensor.strides[0] + s * tensor.strides[1] + h * tensor.strides[2];
-}
-
 std::int64_t Case::lse_offset(const TensorView& lse, std::int64_t b, std::int64_t h,
                               std::int64_t i) const {
   if (lse.ndim == 2)  // packed: [nheads_q, total_q]
@@ -119,28 +109,6 @@ std::int64_t Case::lse_offset(const TensorView& lse, std::int64_t b, std::int64_
 double Case::stored_lse(std::int64_t b, std::int64_t h, std::int64_t i) const {
   const TensorView& lse = tensors_.lse;
   return load(lse.dtype, lse.at(lse_offset(lse, b, h, i)));
-}
-
-std::vector<double> Case::row(const TensorView& tensor, Side side, std::int64_t b, std::int64_t s,
-                              std::int64_t h) const {
-  const int last = tensor.ndim - 1;
-  std::vector<double> values(static_cast<std::size_t>(tensor.shape[last]));
-  const std::int64_t start = offset(tensor, side, b, s, h);
-  for (std::size_t t = 0; t < values.size(); ++t)
-    values[t] =
-        load(tensor.dtype, tensor.at(start + static_cast<std::int64_t>(t) * tensor.strides[last]));
-  return values;
-}
-
-std::vector<double> Case::head(const TensorView& tensor, Side side, std::int64_t b,
-                               std::int64_t h) const {
-  std::vector<double> values;
-  values.reserve(static_cast<std::size_t>(seqlen(side, b) * tensor.shape[tensor.ndim - 1]));
-  for (std::int64_t s = 0; s < seqlen(side, b); ++s) {
-    const std::vector<double> one = row(tensor, side, b, s, h);
-    values.insert(values.end(), one.begin(), one.end());
-  }
-  return values;
 }
 
 bool Case::visible(std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j) const {
@@ -201,9 +169,14 @@ double Case::added(std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t 
 }
 
 KeyValueHead read_key_value_head(const Case& problem_case, std::int64_t b, std::int64_t kv_head) {
-  return {b, kv_head, problem_case.problem().seqlen_k(b),
-          problem_case.head(problem_case.tensors().k, Side::key, b, kv_head),
-          problem_case.head(problem_case.tensors().v, Side::key, b, kv_head)};
+  KeyValueHead head{b, kv_head, problem_case.problem().seqlen_k(b), {}, {}};
+  for (std::int64_t j = 0; j < head.seqlen; ++j) {
+    const std::vector<double> key = problem_case.key(b, j, kv_head);
+    const std::vector<double> value = problem_case.value(b, j, kv_head);
+    head.k.insert(head.k.end(), key.begin(), key.end());
+    head.v.insert(head.v.end(), value.begin(), value.end());
+  }
+  return head;
 }
 
 double finished_score(const AttentionParams& params, double raw, double added) {
@@ -247,8 +220,7 @@ Row forward_row(const Case& problem_case, const KeyValueHead& head, std::int64_t
   const Problem& problem = problem_case.problem();
   const AttentionParams& params = problem_case.params();
   const std::int64_t d = problem.head_dim, dv = problem.head_dim_v;
-  const std::vector<double> q =
-      problem_case.row(problem_case.tensors().q, Side::query, head.b, i, query_head);
+  const std::vector<double> q = problem_case.query(head.b, i, query_head);
 
   Row row;
   row.o.assign(static_cast<std::size_t>(dv), 0.0);
@@ -373,7 +345,7 @@ Everything attention(const Case& problem_case) {
         if (!backward) continue;
         const RowGradient gradient = backward_row(problem_case, head, row, h, i);
         std::copy(gradient.dq.begin(), gradient.dq.end(), all.dq.begin() + at * d);
-        const std::vector<double> q = problem_case.row(tensors.q, Side::query, b, i, h);
+        const std::vector<double> q = problem_case.query(b, i, h);
         const std::vector<double> dout = problem_case.row(tensors.dout, Side::query, b, i, h);
         const std::int64_t first_key = (b * problem.nheads_k + kv_head) * max_k;
         const double scale = problem_case.params().softmax_scale;

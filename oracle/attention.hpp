@@ -38,13 +38,24 @@ class Case {
   std::int64_t seqlen(Side side, std::int64_t b) const {
     return side == Side::query ? problem_.seqlen_q(b) : problem_.seqlen_k(b);
   }
+  /// Query i of head h, and key or value j of key head h, as the values that are multiplied: found
+  /// in the cache or among the new rows, scaled, turned.
+  std::vector<double> query(std::int64_t b, std::int64_t i, std::int64_t h) const;
+  std::vector<double> key(std::int64_t b, std::int64_t j, std::int64_t h) const;
+  std::vector<double> value(std::int64_t b, std::int64_t j, std::int64_t h) const;
+  /// Key or value j, one of the new ones, as it is to stand in the cache but for its rounding.
+  std::vector<double> appended_key(std::int64_t b, std::int64_t j, std::int64_t h) const;
+  std::vector<double> appended_value(std::int64_t b, std::int64_t j, std::int64_t h) const;
+  /// All queries of a head, [seqlen_q, head_dim].
+  std::vector<double> queries(std::int64_t b, std::int64_t h) const;
+
   /// Row `s` of sequence `b`, head `h` of a tensor, as doubles.
   std::vector<double> row(const TensorView& tensor, Side side, std::int64_t b, std::int64_t s,
                           std::int64_t h) const;
   /// All rows of one head, [seqlen, width], row-major.
   std::vector<double> head(const TensorView& tensor, Side side, std::int64_t b,
                            std::int64_t h) const;
-  /// Where a row starts, in elements from the tensor's first (packed or not).
+  /// Where a row starts, in elements from the tensor's first: packed, padded or in a cache.
   std::int64_t offset(const TensorView& tensor, Side side, std::int64_t b, std::int64_t s,
                       std::int64_t h) const;
   /// Where LSE (b, h, i) lies.
@@ -63,6 +74,15 @@ class Case {
   double added(std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j) const;
 
  private:
+  std::int64_t leftpad(std::int64_t b) const;
+  bool is_new(std::int64_t b, std::int64_t j) const {
+    return j >= problem_.seqlen_k(b) - tensors_.cache.seqlen_new();
+  }
+  std::vector<double> new_row(const TensorView& fresh, std::int64_t b, std::int64_t j,
+                              std::int64_t h) const;
+  void multiply(std::vector<double>& row, const TensorView& row_scales, const TensorView& descale,
+                std::int64_t b, std::int64_t j, std::int64_t h) const;
+  void turn(std::vector<double>& row, std::int64_t position) const;
   enum class Block : std::uint8_t { absent, partial, full };
   void read_block_mask();
   Block block(std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j) const;

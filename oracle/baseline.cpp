@@ -7,10 +7,6 @@ namespace tilewise::oracle {
 
 namespace {
 
-std::vector<float> as_floats(const std::vector<double>& values) {
-  return {values.begin(), values.end()};
-}
-
 /// A float32 dot product in a few running sums, as vector code computes it.
 double dot(const float* x, const float* y, std::int64_t n) {
   constexpr std::int64_t lanes = 8;
@@ -40,6 +36,13 @@ class Plain {
 
   double stored(double x) const { return rounded_to(stored_, x); }
   float operand(double x) const { return static_cast<float>(rounded_to(operand_, x)); }
+  /// Tensors as they are stored: what comes out of rotary or decoding is rounded once more.
+  std::vector<float> tensor(const std::vector<double>& values) const {
+    std::vector<float> rounded;
+    rounded.reserve(values.size());
+    for (const double x : values) rounded.push_back(static_cast<float>(stored(x)));
+    return rounded;
+  }
 
   /// The finished score in float32; `scaled` says that k had the scale multiplied in already.
   float score(const float* q, const float* k, std::int64_t d, bool scaled, double added) const {
@@ -88,7 +91,7 @@ double naive_tolerance(DType dtype, double value) {
 
 PlainHead plain_head(const Case& problem_case, const KeyValueHead& head) {
   const Plain plain(problem_case);
-  PlainHead result{as_floats(head.k), {}, as_floats(head.v)};
+  PlainHead result{plain.tensor(head.k), {}, plain.tensor(head.v)};
   result.k_scaled.reserve(head.k.size());
   for (const double x : head.k)
     result.k_scaled.push_back(
@@ -104,11 +107,11 @@ NaiveRowError naive_row(const Case& problem_case, const KeyValueHead& head,
   const AttentionTensors& tensors = problem_case.tensors();
   const std::int64_t d = problem.head_dim, dv = problem.head_dim_v;
   const Plain plain(problem_case);
-  const auto read = [&](const TensorView& tensor) {
-    return as_floats(problem_case.row(tensor, Side::query, head.b, i, query_head));
-  };
-  const std::vector<float> q = read(tensors.q);
-  const std::vector<float> dout = gradient != nullptr ? read(tensors.dout) : std::vector<float>{};
+  const std::vector<float> q = plain.tensor(problem_case.query(head.b, i, query_head));
+  const std::vector<float> dout =
+      gradient != nullptr
+          ? plain.tensor(problem_case.row(tensors.dout, Side::query, head.b, i, query_head))
+          : std::vector<float>{};
 
   NaiveRowError error;
   const std::size_t n_keys = row.keys.size();
@@ -166,11 +169,10 @@ NaiveColumnError naive_column(const Case& problem_case, const std::vector<QueryH
                               std::int64_t j) {
   const Problem& problem = problem_case.problem();
   const AttentionParams& params = problem_case.params();
-  const AttentionTensors& tensors = problem_case.tensors();
   const std::int64_t d = problem.head_dim, dv = problem.head_dim_v;
   const Plain plain(problem_case);
-  const std::vector<double> k_exact = problem_case.row(tensors.k, Side::key, b, j, kv_head);
-  const std::vector<float> v = as_floats(problem_case.row(tensors.v, Side::key, b, j, kv_head));
+  const std::vector<double> k_exact = problem_case.key(b, j, kv_head);
+  const std::vector<float> v = plain.tensor(problem_case.value(b, j, kv_head));
   NaiveColumnError error;
   for (const bool second_order : {false, true}) {
     std::vector<float> k;

@@ -34,6 +34,7 @@ Recipe recipe_for(const Problem& problem) {
           unit_roundoff(dtype),
           subnormal_roundoff(dtype),
           power_of_two(normal_exponent),
+          problem.converts() ? unit_roundoff(dtype) + 2 * u : 0,
           unit_roundoff(stored),
           subnormal_roundoff(stored),
           unit_roundoff(problem.lse_dtype()),
@@ -67,8 +68,7 @@ ForwardBound bound_forward(const Case& problem_case, const KeyValueHead& head, c
     return bound;
   }
 
-  const std::vector<double> q =
-      problem_case.row(problem_case.tensors().q, Side::query, head.b, i, query_head);
+  const std::vector<double> q = problem_case.query(head.b, i, query_head);
   const std::size_t n_keys = row.keys.size();
   const double norm = std::inner_product(row.o.begin(), row.o.end(), row.o.begin(), 0.0);
   const double mean_raw = std::inner_product(row.p.begin(), row.p.end(), row.raw.begin(), 0.0);
@@ -77,8 +77,8 @@ ForwardBound bound_forward(const Case& problem_case, const KeyValueHead& head, c
                          [](double p, double s) { return p == 0 ? 0.0 : p * s; });
 
   // Per key: tau, the relative error of p_j from the score and exp; aligned, v_j . o / |o|^2.
-  std::vector<double> tau(n_keys), aligned(n_keys);
-  double worst_tau = 0;
+  std::vector<double> tau(n_keys), aligned(n_keys), conversion(n_keys);
+  double worst_tau = 0, converted_scores = 0;
   for (std::size_t n = 0; n < n_keys; ++n) {
     const std::int64_t j = row.keys[n];
     aligned[n] = norm > 0 ? dot(row.o.data(), &head.v[j * dv], dv).value / norm : 0;
@@ -87,7 +87,12 @@ ForwardBound bound_forward(const Case& problem_case, const KeyValueHead& head, c
     const Dot qk = dot(q.data(), &head.k[j * d], d);
     tau[n] =
         score_sigma(params, u, d, qk, row.raw[n], row.score[n], added, row.max) + exp_units * u;
-    worst_tau = std::max(worst_tau, row.p[n] * tau[n]);
+    if (problem.converts()) {
+      conversion[n] = conversion_sigma(problem_case, q.data(), &head.k[j * d], qk, recipe) *
+                      softcap_slope(params, row.raw[n], added);
+      converted_scores += row.p[n] * square(conversion[n]);
+    }
+    worst_tau = std::max(worst_tau, row.p[n] * (tau[n] + conversion[n]));
   }
   // Where an error of the score is no longer small, exp turns it into more.
   const double amplify = std::exp(std::min(6 * worst_tau, 50.0));
@@ -127,7 +132,8 @@ ForwardBound bound_forward(const Case& problem_case, const KeyValueHead& head, c
 
   // Sums that need the keys in order: magnitudes, worst partial sums, sensitivity to the scale.
   std::vector<double> magnitude(width), tiny(width), partial(width), worst_partial(width),
-      centred(width), worst_centred(width), scale_slope(width), raw_slope(width), squares(width);
+      centred(width), worst_centred(width), scale_slope(width), raw_slope(width), squares(width),
+      spread(width);
   for (std::size_t n = 0; n < n_keys; ++n) {
     const double* v = &head.v[row.keys[n] * dv];
     const double p = row.p[n], w = row.w[n];
@@ -144,8 +150,17 @@ ForwardBound bound_forward(const Case& problem_case, const KeyValueHead& head, c
       if (p > 0) scale_slope[t] += row.score[n] * pull;
       raw_slope[t] += row.raw[n] * pull;
       squares[t] += square(term);
+      if (p > 0) spread[t] += square(pull) / p;
     }
   }
+
+  // A query that was rounded errs alike against every key: no independence to lean on, only Cauchy
+  // and Schwarz, |sum_j p_j x_j e_j| <= sqrt(sum_j p_j x_j^2) sqrt(sum_j p_j e_j^2).
+  const double from_conversion = amplify * 6 * std::sqrt(converted_scores);
+  const double converted_value = problem.kv ? recipe.input : 0;
+  double spread_along = 0;
+  for (std::size_t n = 0; n < n_keys; ++n)
+    if (row.p[n] > 0) spread_along += square(row.w[n] * aligned[n] - row.p[n]) / row.p[n];
 
   const double additions = std::sqrt(static_cast<double>(n_keys) + 4);
   const double rescaling = 4 * u * std::sqrt(rescales(row.score));
@@ -164,7 +179,9 @@ ForwardBound bound_forward(const Case& problem_case, const KeyValueHead& head, c
     const double rounding_of_p =
         std::min(recipe.probability * magnitude[t],
                  six_sigma * recipe.probability * std::sqrt(p_variance[t]));
-    const double scores = amplify * 6 * std::sqrt(s_variance[t]);
+    const double scores = amplify * 6 * std::sqrt(s_variance[t]) +
+                          from_conversion * std::sqrt(spread[t]) +
+                          six_sigma * converted_value * std::sqrt(p_variance[t]);
     const double accumulation =
         six_sigma * (u * additions * (worst_partial[t] + std::sqrt(squares[t])) +
                      rescaling * worst_centred[t]) +
@@ -200,6 +217,8 @@ ForwardBound bound_forward(const Case& problem_case, const KeyValueHead& head, c
     const double rounding_of_p = std::min(recipe.probability * p_magnitude,
                                           six_sigma * recipe.probability * std::sqrt(p_aligned));
     bound.scale = rounding + rounding_of_p + amplify * 6 * std::sqrt(s_aligned) +
+                  from_conversion * std::sqrt(spread_along) +
+                  six_sigma * converted_value * std::sqrt(p_aligned) +
                   (std::sqrt(accumulation_along) + systematic_along) / norm + normaliser;
   } else {
     bound.scale = INFINITY;
@@ -208,10 +227,28 @@ ForwardBound bound_forward(const Case& problem_case, const KeyValueHead& head, c
   // No term for a row sum of rounded P: l is to be summed before P is rounded.
   bound.normaliser = normaliser;
   bound.tau = std::move(tau);
-  bound.lse = amplify * 6 * std::sqrt(s_alone + square(row.sink * sink_sigma)) +
+  bound.lse = amplify * 6 * std::sqrt(s_alone + square(row.sink * sink_sigma)) + from_conversion +
               3 * u * std::max(std::abs(mean_score), std::abs(mean_raw)) + sum_error +
               six_sigma * rescaling + 2 * u * std::abs(row.max) +
               2 * std::max(u, recipe.lse) * (std::abs(row.lse) + std::log1p(row.sum) + 1);
+  return bound;
+}
+
+std::vector<double> bound_turned(const Case& problem_case, const std::vector<double>& key,
+                                 const Recipe& recipe) {
+  std::vector<double> bound(key.size(), 0.0);
+  const KvCache& cache = problem_case.tensors().cache;
+  if (!cache.rotates()) return bound;
+  const auto pairs = static_cast<std::size_t>(cache.rotary_cos.shape[1]);
+  for (std::size_t pair = 0; pair < pairs; ++pair) {
+    const std::size_t first = cache.rotary_interleaved ? 2 * pair : pair;
+    const std::size_t second = cache.rotary_interleaved ? first + 1 : pair + pairs;
+    // Two products and a sum, each of at most the pair's length.
+    const double computed = 3 * recipe.accumulate * std::hypot(key[first], key[second]);
+    for (const std::size_t t : {first, second})
+      bound[t] =
+          computed + recipe.probability * (std::abs(key[t]) + computed) + recipe.probability_eta;
+  }
   return bound;
 }
 

@@ -20,6 +20,7 @@ struct Recipe {
   double probability;      ///< of P and dS as operands of a matrix product
   double probability_eta;  ///< half the smallest positive number of that format
   double probability_min;  ///< its smallest normal number
+  double input;            ///< of q, k, v rounded again after rotary or decoding; 0 without these
   double output;           ///< of o, dq, dk, dv as stored
   double output_eta;
   double lse;  ///< of lse as stored
@@ -47,6 +48,10 @@ struct ForwardBound {
 ForwardBound bound_forward(const Case& problem_case, const KeyValueHead& head, const Row& row,
                            std::int64_t query_head, std::int64_t i, const Recipe& recipe);
 
+/// The bound of a new key as it stands in the cache; 0 where nothing was turned.
+std::vector<double> bound_turned(const Case& problem_case, const std::vector<double>& key,
+                                 const Recipe& recipe);
+
 /// What a column's gradient and its bound need to know of each query row.
 struct RowFacts {
   bool empty = true;
@@ -55,6 +60,7 @@ struct RowFacts {
   double plain_d = 0;    ///< the same from o as stored, summed in float32: plain arithmetic's
   double lse_sigma = 0;  ///< standard deviation of a kernel's own LSE
   double d_sigma = 0;    ///< and of its D
+  double o_size = 0;     ///< sum_t |o_t|: equal queries have this and their LSE in common
 };
 RowFacts facts_of(const Row& row, const RowGradient& gradient, const ForwardBound& bound,
                   const std::vector<double>& dout, const Recipe& recipe, DType stored);
@@ -96,20 +102,26 @@ PairGradient pair_gradient(const Case& problem_case, const QueryHead& head, std:
 /// A single sum with its bound: a sink's gradient, an element of a bias's.
 class ScalarSum {
  public:
-  /// One term, computed with standard deviation `sigma`; and with an error of deviation `shared`
-  /// that it has in common with other terms of the same source (a row), which follow one another.
-  void add(double term, double sigma, double shared = 0, std::int64_t source = -1);
+  /// One term, computed with standard deviation `own`, and with an error of deviation `shared` that
+  /// it has in common with the other terms of its row: the one that `source` numbers, of these
+  /// facts. A row's terms follow one another.
+  void add(double term, double own, double shared, const RowFacts& facts, std::int64_t source);
   double value() const { return sum_; }
   double bound(const Recipe& recipe, DType stored) const;
 
  private:
-  double sum_ = 0, squares_ = 0, worst_ = 0, variance_ = 0, shared_ = 0;
+  struct Row {
+    double lse, log_o;          ///< what rows that err alike have in common
+    double terms, own, shared;  ///< how many, and the sums of their deviations
+  };
+
+  double sum_ = 0, squares_ = 0, worst_ = 0;
   std::int64_t source_ = -1;
-  std::int64_t terms_ = 0;
+  std::vector<Row> rows_;
 };
 
 /// Adds what one row gives to its head's sink gradient.
 void add_sink_gradient(const Case& problem_case, std::int64_t h, const RowFacts& facts,
-                       const Recipe& recipe, ScalarSum& sum);
+                       std::int64_t source, const Recipe& recipe, ScalarSum& sum);
 
 }  // namespace tilewise::oracle

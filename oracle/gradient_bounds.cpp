@@ -50,6 +50,7 @@ RowFacts facts_of(const Row& row, const RowGradient& gradient, const ForwardBoun
     squares += square(dout[t] * row.o[t]);
   }
   facts.plain_d = static_cast<double>(plain_d);
+  for (const double o : row.o) facts.o_size += std::abs(o);
   // D = sum_j p_j dp_j feels the errors of p as o does, by cells of equal scores.
   double of_p = 0, of_scores = 0, flushed = 0;
   for (const std::vector<std::size_t>& group : equal_scores(row.score, recipe.probability / 16)) {
@@ -207,8 +208,7 @@ std::vector<double> bound_dq(const Case& problem_case, const KeyValueHead& head,
   BoundedSums sums(d);
   std::vector<double> d_slope(
       static_cast<std::size_t>(d));  // how D's error reaches dq: alike for all keys
-  const std::vector<double> q =
-      problem_case.row(problem_case.tensors().q, Side::query, head.b, i, query_head);
+  const std::vector<double> q = problem_case.query(head.b, i, query_head);
   const std::vector<double> dout =
       problem_case.row(problem_case.tensors().dout, Side::query, head.b, i, query_head);
   for (std::size_t n = 0; n < row.keys.size(); ++n) {
@@ -276,11 +276,10 @@ PairGradient pair_gradient(const Case& problem_case, const QueryHead& head, std:
 Column backward_column(const Case& problem_case, const std::vector<QueryHead>& group,
                        std::int64_t b, std::int64_t kv_head, std::int64_t j, const Recipe& recipe) {
   const Problem& problem = problem_case.problem();
-  const AttentionTensors& tensors = problem_case.tensors();
   const std::int64_t d = problem.head_dim, dv = problem.head_dim_v;
   const double u = recipe.accumulate, scale = problem_case.params().softmax_scale;
-  const std::vector<double> k = problem_case.row(tensors.k, Side::key, b, j, kv_head);
-  const std::vector<double> v = problem_case.row(tensors.v, Side::key, b, j, kv_head);
+  const std::vector<double> k = problem_case.key(b, j, kv_head);
+  const std::vector<double> v = problem_case.value(b, j, kv_head);
   BoundedSums dk(d), dv_sum(dv);
   const double mean = 1.0 / static_cast<double>(std::max<std::int64_t>(problem.seqlen_k(b), 1));
   for (const QueryHead& head : group)
@@ -312,40 +311,75 @@ Column backward_column(const Case& problem_case, const std::vector<QueryHead>& g
   return column;
 }
 
-void ScalarSum::add(double term, double sigma, double shared, std::int64_t source) {
-  // Of one source, errors that are shared add; of another, they are independent.
-  if (source != source_) {
-    variance_ += square(shared_);
-    shared_ = 0;
-    source_ = source;
-  }
-  shared_ += shared;
+void ScalarSum::add(double term, double own, double shared, const RowFacts& facts,
+                    std::int64_t source) {
+  if (source != source_)
+    rows_.push_back({facts.lse, std::log(std::max(facts.o_size, 0x1p-1000)), 0, 0, 0});
+  source_ = source;
+  Row& row = rows_.back();
+  row.terms += 1;
+  row.own += own;  // the keys of a row may be equal too
+  row.shared += shared;
   sum_ += term;
   squares_ += square(term);
   worst_ = std::max(worst_, std::abs(sum_));
-  variance_ += square(sigma);
-  ++terms_;
 }
 
+namespace {
+
+/// Sorts by `mark` and calls visit(first, last) for each run of marks within `width` of its first.
+template <class Iterator, class Mark, class Visit>
+void for_each_cell(Iterator first, Iterator end, Mark mark, double width, const Visit& visit) {
+  std::sort(first, end,
+            [&](const auto& a, const auto& b) { return sortable(a.*mark) < sortable(b.*mark); });
+  while (first != end) {
+    Iterator last = first + 1;  // (a NaN is alike to nothing, itself included)
+    while (last != end && (*last).*mark - (*first).*mark <= width) ++last;
+    visit(first, last);
+    first = last;
+  }
+}
+
+}  // namespace
+
 double ScalarSum::bound(const Recipe& recipe, DType stored) const {
-  const double accumulation = six_sigma * recipe.accumulate *
-                              std::sqrt(static_cast<double>(terms_) + 4) *
-                              (worst_ + std::sqrt(squares_));
-  const double computed = 6 * std::sqrt(variance_ + square(shared_)) + accumulation +
-                          static_cast<double>(terms_) * recipe.term_eta;
+  // Rows of one LSE and O come of equal queries: their errors are equal, and so are those of adding
+  // their terms, and both add up. Those of other rows are independent.
+  const double width = std::max(recipe.probability / 16, 8 * recipe.accumulate);
+  std::vector<Row> rows = rows_;
+  double count = 0, variance = 0, additions = 0;
+  const auto add_cell = [&](auto row, auto end) {
+    double own = 0, shared = 0, roots = 0;
+    for (; row != end; ++row) {
+      own += row->own;
+      shared += row->shared;
+      roots += std::sqrt(row->terms);
+      count += row->terms;
+    }
+    variance += square(own) + square(shared);
+    additions += square(roots);
+  };
+  for_each_cell(rows.begin(), rows.end(), &Row::lse, width, [&](auto first, auto end) {
+    for_each_cell(first, end, &Row::log_o, width, add_cell);
+  });
+  const double accumulation =
+      six_sigma * recipe.accumulate * std::sqrt(additions + 4) * (worst_ + std::sqrt(squares_));
+  const double computed = 6 * std::sqrt(variance) + accumulation + count * recipe.term_eta;
   return computed + unit_roundoff(stored) * (std::abs(sum_) + computed) +
          subnormal_roundoff(stored);
 }
 
 void add_sink_gradient(const Case& problem_case, std::int64_t h, const RowFacts& facts,
-                       const Recipe& recipe, ScalarSum& sum) {
+                       std::int64_t source, const Recipe& recipe, ScalarSum& sum) {
   if (facts.empty) return;
   const double u = recipe.accumulate, sink = problem_case.sink(h);
   const double p = std::exp(sink - facts.lse);
   const double tau =
       (exp_units + 2 * std::abs(sink) + 2 * std::abs(facts.lse)) * u + facts.lse_sigma;
-  sum.add(-p * facts.d,
-          p * (std::abs(facts.d) * tau + facts.d_sigma) + recipe.exp_eta * std::abs(facts.d));
+  // One error: that of the normaliser is in p and in D.
+  sum.add(-p * facts.d, 0,
+          p * (std::abs(facts.d) * tau + facts.d_sigma) + recipe.exp_eta * std::abs(facts.d), facts,
+          source);
 }
 
 }  // namespace tilewise::oracle

@@ -54,6 +54,13 @@ struct BlockSparsity {
   bool operator==(const BlockSparsity&) const = default;
 };
 
+/// Rotary embedding of queries and new keys: so many elements of a row are turned, in pairs.
+struct Rotary {
+  std::int64_t elements = 0;
+  bool interleaved = true;  ///< pairs (2i, 2i + 1); else (i, i + elements / 2)
+  bool operator==(const Rotary&) const = default;
+};
+
 struct Problem {
   Pass pass = Pass::forward;
   std::int64_t batch = 1;
@@ -74,6 +81,17 @@ struct Problem {
   std::optional<BlockSparsity> blocks;
   bool sink = false;     ///< one more score a head, of N(0, 1)
   double dropout_p = 0;  ///< its random bits come from `seed`, offset 0
+
+  // A cache of keys and values (KvCache of core/attention.hpp). seqlens_k counts every key that is
+  // attended to: those in the cache and the new ones.
+  std::int64_t page = 0;        ///< 0: not paged; else rows of a page (bhsd: HND pages)
+  std::int64_t slots = 0;       ///< 0: as many cache rows as sequences; else so many, permuted
+  std::int64_t leftpad = 0;     ///< sequences have 0 to so many rows of padding before their keys
+  std::int64_t seqlen_new = 0;  ///< the last keys of each sequence are appended by the call
+  std::optional<Rotary> rotary;
+  std::optional<DType> kv;  ///< dtype of k and v, where it is not that of q: fp8, i8, q8_0
+  bool descale = false;     ///< factors for q, k and v, one a sequence and key head
+  std::int64_t splits = 0;  ///< 0: the implementation's choice; else parts the keys are cut into
   Conventions conventions{};
   Fill fill = Fill::normal;
   std::uint64_t seed = 0;
@@ -88,6 +106,12 @@ struct Problem {
   std::int64_t total_q() const { return total(seqlens_q); }
   std::int64_t total_k() const { return total(seqlens_k); }
   std::int64_t group() const { return nheads_q / nheads_k; }  ///< query heads per key/value head
+  DType kv_dtype() const { return kv.value_or(dtype); }
+  bool cached() const {
+    return page > 0 || slots > 0 || leftpad > 0 || seqlen_new > 0 || rotary.has_value();
+  }
+  /// Whether a kernel may round q, k or v to q's dtype again before it multiplies them.
+  bool converts() const { return rotary.has_value() || kv.has_value(); }
 
   /// What o, dq, dk and dv are stored in: the inputs' format; bf16 for fp8 inputs, as flash-attn 3.
   DType output_dtype() const {

@@ -66,6 +66,25 @@ inline double score_sigma(const AttentionParams& params, double u, std::int64_t 
          uniform_sigma * u * (2 * std::abs(added) + std::abs(score) + std::abs(score - max));
 }
 
+/// Standard deviation of a scaled product whose q and k were rounded to their format after rotary
+/// embedding or decoding, which a kernel may do before it multiplies. Turning a pair takes a few
+/// operations whose errors go with the pair's length, not with what comes out.
+inline double conversion_sigma(const Case& problem_case, const double* q, const double* k,
+                               const Dot& qk, const Recipe& recipe) {
+  double variance = 2 * square(recipe.input) / 3 * qk.squares;
+  const KvCache& cache = problem_case.tensors().cache;
+  if (cache.rotates()) {
+    const std::int64_t pairs = cache.rotary_cos.shape[1];
+    for (std::int64_t pair = 0; pair < pairs; ++pair) {
+      const std::int64_t first = cache.rotary_interleaved ? 2 * pair : pair;
+      const std::int64_t second = cache.rotary_interleaved ? first + 1 : pair + pairs;
+      variance += 6 * square(recipe.accumulate) * (square(q[first]) + square(q[second])) *
+                  (square(k[first]) + square(k[second]));
+    }
+  }
+  return std::abs(problem_case.params().softmax_scale) * std::sqrt(variance);
+}
+
 /// exp is good to a few units in the last place in every library we judge.
 inline constexpr double exp_units = 3;
 

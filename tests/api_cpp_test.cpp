@@ -67,10 +67,49 @@ void expect_done(const Result& result) {
   EXPECT_STREQ(result.message(), "");
 }
 
-void expect_refused(const Result& result, const std::string& says) {
+void expect_refused(const Result& result, const std::string& says,
+                    tilewise_status code = TILEWISE_BAD_ARGUMENT) {
   EXPECT_FALSE(result);
-  EXPECT_EQ(result.code(), TILEWISE_BAD_ARGUMENT);
+  EXPECT_EQ(result.code(), code);
   EXPECT_NE(std::string(result.message()).find(says), std::string::npos) << result.message();
+}
+
+/// k or v of a problem moved into a cache whose other rows are NaN.
+struct Cache {
+  std::vector<float> memory;
+  Tensor tensor;
+
+  Cache(std::int64_t blocks, std::int64_t block_rows, const Tensor& like)
+      : memory(static_cast<std::size_t>(blocks * block_rows * row_of(like)),
+               std::numeric_limits<float>::quiet_NaN()),
+        tensor(tilewise::tensor(memory.data(), {blocks, block_rows, like.shape[like.ndim - 2],
+                                                like.shape[like.ndim - 1]})) {}
+
+  static std::int64_t row_of(const Tensor& view) {
+    return view.shape[view.ndim - 2] * view.shape[view.ndim - 1];
+  }
+  float* row(std::int64_t block, std::int64_t r) {
+    return memory.data() + block * tensor.strides[0] + r * tensor.strides[1];
+  }
+  /// Rows [first, end) of sequence b of contiguous rows, to where `place` says that row r goes.
+  template <class Place>
+  void take(const float* rows, std::int64_t first, std::int64_t end, const Place& place) {
+    for (std::int64_t r = first; r < end; ++r) {
+      const auto [block, row_in_block] = place(r);
+      std::copy_n(rows + r * row_of(tensor), row_of(tensor), row(block, row_in_block));
+    }
+  }
+};
+
+const float* floats(const Tensor& view) {
+  return static_cast<const float*>(view.data);
+}
+
+/// Rows from `first` on of each sequence of a dense tensor.
+Tensor rows_from(Tensor view, std::int64_t first) {
+  view.data = static_cast<float*>(view.data) + first * view.strides[1];
+  view.shape[1] -= first;
+  return view;
 }
 
 TEST(FlashAttn2, Func) {
@@ -96,6 +135,8 @@ TEST(FlashAttn2, Func) {
   expect_refused(
       flash_attn_func(context, t.q, t.k, t.v, t.o, t.lse, {.dropout_p = 0.1, .softcap = 1}),
       "softcap and dropout_p");
+  expect_refused(flash_attn_func(context, t.q, t.k, t.v, t.o, t.lse, {.return_attn_probs = true}),
+                 "return_attn_probs is set", TILEWISE_UNSUPPORTED);
 }
 
 TEST(FlashAttn2, AndBackward) {
@@ -123,6 +164,197 @@ TEST(FlashAttn2, Varlen) {
   expect_refused(flash_attn_varlen_func(context, t.q, t.k, t.v, t.cu_seqlens_q, t.cu_seqlens_k, 19,
                                         30, t.o, t.lse, args),
                  "max_seqlen_q promised at most 19");
+}
+
+TEST(FlashAttn2, WithKvcacheAppendsAndAttends) {
+  Context context;
+  // The first 11 of 14 keys are in the cache, the last 3 are new.
+  const World world("fwd b2 sq3 sk14 hq4 hk2 d8 conv=fa2 causal");
+  const tilewise_attention& t = world.tensors;
+  const std::int32_t slots[] = {4, 1}, table[] = {9, 3, 0, 7, -1, 2, 8, 1, 5, -1},
+                     elevens[] = {11, 11};
+  const auto expect_appended = [&](Cache& cache, const Tensor& all, const auto& place) {
+    for (std::int64_t b = 0; b < 2; ++b)
+      for (std::int64_t r = 11; r < 14; ++r) {
+        const auto [block, row] = place(b, r);
+        EXPECT_TRUE(std::equal(cache.row(block, row), cache.row(block, row) + 16,
+                               floats(all) + b * all.strides[0] + r * all.strides[1]));
+      }
+  };
+  const auto check = [&](std::int64_t blocks, std::int64_t block_rows, const auto& place,
+                         FlashAttnWithKvcacheArgs args) {
+    Cache k(blocks, block_rows, t.k), v(blocks, block_rows, t.v);
+    for (std::int64_t b = 0; b < 2; ++b) {
+      const auto here = [&](std::int64_t r) { return place(b, r); };
+      k.take(floats(t.k) + b * t.k.strides[0], 0, 11, here);
+      v.take(floats(t.v) + b * t.v.strides[0], 0, 11, here);
+    }
+    args.k = rows_from(t.k, 11);
+    args.v = rows_from(t.v, 11);
+    args.causal = true;
+    expect_done(flash_attn_with_kvcache(context, t.q, k.tensor, v.tensor, t.o, t.lse, args));
+    world.expect_right();
+    expect_appended(k, t.k, place);
+    expect_appended(v, t.v, place);
+  };
+  using Place = std::pair<std::int64_t, std::int64_t>;
+  const auto in_slot = [&](std::int64_t b, std::int64_t r) { return Place(slots[b], r); };
+  const auto in_order = [](std::int64_t b, std::int64_t r) { return Place(b, r); };
+  const auto in_page = [&](std::int64_t b, std::int64_t r) {
+    return Place(table[b * 5 + r / 4], r % 4);
+  };
+  check(5, 20, in_slot, {.cache_seqlens = 11, .cache_batch_idx = tensor(slots, {2})});
+  check(3, 14, in_order, {.cache_seqlens = tensor(elevens, {2}), .num_splits = 2});
+  check(10, 4, in_page,
+        {.cache_seqlens = tensor(elevens, {2}), .block_table = tensor(table, {2, 5})});
+  check(10, 4, in_page,
+        {.cache_seqlens = 11, .block_table = tensor(table, {2, 5}), .return_softmax_lse = true});
+  // Nothing new, and all of the cache: a plain call.
+  expect_done(flash_attn_with_kvcache(context, t.q, t.k, t.v, t.o, t.lse, {.causal = true}));
+  world.expect_right();
+
+  const FlashAttnWithKvcacheArgs appending{.k = rows_from(t.k, 11), .v = rows_from(t.v, 11)};
+  expect_refused(
+      flash_attn_with_kvcache(context, t.q, t.k, t.v, t.o, {}, {.return_softmax_lse = true}),
+      "return_softmax_lse is set and softmax_lse is absent");
+  expect_refused(flash_attn_with_kvcache(context, t.q, t.k, t.v, t.o, {}, appending),
+                 "k_new is given without seqlens_k");
+  FlashAttnWithKvcacheArgs full = appending;
+  full.cache_seqlens = 14;
+  expect_refused(flash_attn_with_kvcache(context, t.q, t.k, t.v, t.o, {}, full),
+                 "sequence 0 has 14 rows and 3 new ones; its cache has room for 14");
+  // One length for all is there as long as the description is, and shapes are enough to ask.
+  full.cache_seqlens = 3;
+  const Description described = describe::flash_attn_with_kvcache(t.q, t.k, t.v, t.o, t.lse, full);
+  EXPECT_EQ(described.attention.rotary_interleaved, 1);
+  EXPECT_EQ(described.attention.num_splits, 0);
+  EXPECT_TRUE(available(context, described));
+}
+
+TEST(FlashAttn2, VarlenInPages) {
+  Context context;
+  const World world("fwd sq9,0,20 sk30,5,1 hq4 hk2 d16 packed conv=fa2 causal");
+  const tilewise_attention& t = world.tensors;
+  const std::int32_t table[] = {6, 0, 4, 3, 2, -1, -1, -1, 1, -1, -1, -1};
+  const auto* const starts = static_cast<const std::int32_t*>(t.cu_seqlens_k.data);
+  Cache k(7, 8, t.k), v(7, 8, t.v);
+  for (std::int64_t b = 0; b < 3; ++b) {
+    const auto place = [&](std::int64_t r) {
+      return std::pair<std::int64_t, std::int64_t>(table[b * 4 + r / 8], r % 8);
+    };
+    k.take(floats(t.k) + starts[b] * t.k.strides[0], 0, starts[b + 1] - starts[b], place);
+    v.take(floats(t.v) + starts[b] * t.v.strides[0], 0, starts[b + 1] - starts[b], place);
+  }
+  const FlashAttnArgs args{.causal = true, .block_table = tensor(table, {3, 4})};
+  const auto call = [&](const Tensor& cu_seqlens_k, std::int64_t max_seqlen_k) {
+    return flash_attn_varlen_func(context, t.q, k.tensor, v.tensor, t.cu_seqlens_q, cu_seqlens_k,
+                                  20, max_seqlen_k, t.o, t.lse, args);
+  };
+  expect_done(call(t.cu_seqlens_k, 30));
+  world.expect_right();
+  EXPECT_TRUE(available(
+      context, describe::flash_attn_varlen_func(t.q, k.tensor, v.tensor, t.cu_seqlens_q,
+                                                t.cu_seqlens_k, 20, 30, t.o, t.lse, args)));
+
+  expect_refused(call({}, 30), "cu_seqlens_k is not what it has to be");
+  expect_refused(call(tensor(static_cast<const std::int32_t*>(nullptr), {4}), 30),
+                 "cu_seqlens_k has elements and its data is null");
+  expect_refused(call(tensor(starts, {3}), 30), "seqlens_k has shape [2]; expected [3], [batch]");
+  const std::int32_t falling[] = {0, 30, 20, 25}, wild[] = {0, INT32_MIN, INT32_MAX, 4};
+  expect_refused(call(tensor(falling, {4}), 0), "seqlens_k says -1 for sequence 1");
+  expect_refused(call(tensor(wild, {4}), 0), "seqlens_k says -1 for sequence 0");
+  expect_refused(call(t.cu_seqlens_k, 29), "max_seqlen_k promised at most 29");
+  expect_refused(
+      flash_attn_varlen_backward(context, t.o, t.q, k.tensor, v.tensor, t.o, t.lse, t.q, k.tensor,
+                                 v.tensor, t.cu_seqlens_q, t.cu_seqlens_k, 20, 30, args),
+      "block_table is given; attention over a cache has no backward pass", TILEWISE_UNSUPPORTED);
+  expect_refused(flash_attn_func(context, t.q, k.tensor, v.tensor, t.o, t.lse, args),
+                 "block_table is given; it is an argument of flash_attn_varlen_func");
+}
+
+TEST(FlashAttn3, Backward) {
+  Context context;
+  const World dense("bwd b2 sq40 sk21 hq4 hk2 d16 causal chunk=8");
+  const tilewise_attention& t = dense.tensors;
+  const fa3::FlashAttnArgs args{.causal = true, .attention_chunk = 8};
+  expect_done(fa3::flash_attn_func(context, t.q, t.k, t.v, t.o, t.lse, args));
+  expect_done(
+      fa3::flash_attn_backward(context, t.dout, t.q, t.k, t.v, t.o, t.lse, t.dq, t.dk, t.dv, args));
+  dense.expect_right();
+  const World packed("bwd sq9,0,20 sk30,5,1 h2 d16 packed softcap=2");
+  const tilewise_attention& p = packed.tensors;
+  expect_done(fa3::flash_attn_varlen_func(context, p.q, p.k, p.v, p.cu_seqlens_q, p.cu_seqlens_k,
+                                          20, 30, p.o, p.lse, {.softcap = 2}));
+  expect_done(fa3::flash_attn_varlen_backward(context, p.dout, p.q, p.k, p.v, p.o, p.lse, p.dq,
+                                              p.dk, p.dv, p.cu_seqlens_q, p.cu_seqlens_k, 20, 30,
+                                              {.softcap = 2}));
+  packed.expect_right();
+}
+
+TEST(FlashAttn3, DescaleMultipliesWhatIsStored) {
+  Context context;
+  const World world("fwd b2 sq9 sk14 hq4 hk2 d16");
+  const tilewise_attention& t = world.tensors;
+  // Powers of two, so that a quarter of each number times its factor is that number.
+  const std::vector<float> fours(4, 4);
+  std::vector<std::vector<float>> quarters;
+  const auto quarter = [&](const Tensor& view) {
+    std::vector<float>& values =
+        quarters.emplace_back(floats(view), floats(view) + view.shape[0] * view.strides[0]);
+    for (float& value : values) value /= 4;
+    Tensor changed = view;
+    changed.data = values.data();
+    return changed;
+  };
+  quarters.reserve(3);
+  const Tensor q = quarter(t.q), k = quarter(t.k), v = quarter(t.v);
+  const Tensor factors = tensor(fours.data(), {2, 2});
+  expect_done(fa3::flash_attn_func(
+      context, q, k, v, t.o, t.lse,
+      {.q_descale = factors, .k_descale = factors, .v_descale = factors, .num_splits = 3}));
+  world.expect_right();
+}
+
+TEST(FlashAttn3, WithKvcacheAndPackedQueries) {
+  Context context;
+  const World world("fwd sq2,3 sk9,5 hq4 hk2 d8 packed causal window=6,-1");
+  const tilewise_attention& t = world.tensors;
+  const std::int32_t table[] = {3, 1, 2, 0, -1, -1}, lengths[] = {9, 5};
+  Cache k(4, 5, t.k), v(4, 5, t.v);
+  for (std::int64_t b = 0; b < 2; ++b) {
+    const auto place = [&](std::int64_t r) {
+      return std::pair<std::int64_t, std::int64_t>(table[b * 3 + r / 5], r % 5);
+    };
+    k.take(floats(t.k) + b * 9 * t.k.strides[0], 0, lengths[b], place);
+    v.take(floats(t.v) + b * 9 * t.v.strides[0], 0, lengths[b], place);
+  }
+  const fa3::FlashAttnWithKvcacheArgs args{.cache_seqlens = tensor(lengths, {2}),
+                                           .page_table = tensor(table, {2, 3}),
+                                           .cu_seqlens_q = t.cu_seqlens_q,
+                                           .max_seqlen_q = 3,
+                                           .causal = true,
+                                           .window_size = {6, -1}};
+  const auto call = [&](const fa3::FlashAttnWithKvcacheArgs& changed) {
+    return fa3::flash_attn_with_kvcache(context, t.q, k.tensor, v.tensor, t.o, t.lse, changed);
+  };
+  expect_done(call(args));
+  world.expect_right();
+
+  const struct {
+    const char* says;
+    Tensor fa3::FlashAttnWithKvcacheArgs::*field;
+  } table_of_refusals[] = {
+      {"qv is given", &fa3::FlashAttnWithKvcacheArgs::qv},
+      {"cu_seqlens_k_new is given", &fa3::FlashAttnWithKvcacheArgs::cu_seqlens_k_new},
+      {"rotary_seqlens is given", &fa3::FlashAttnWithKvcacheArgs::rotary_seqlens},
+  };
+  for (const auto& [says, field] : table_of_refusals) {
+    fa3::FlashAttnWithKvcacheArgs changed = args;
+    changed.*field = t.cu_seqlens_q;
+    expect_refused(call(changed), says, TILEWISE_UNSUPPORTED);
+  }
+  expect_refused(fa3::flash_attn_func(context, t.q, t.k, t.v, t.o, t.lse, {.qv = t.q}),
+                 "qv is given", TILEWISE_UNSUPPORTED);
 }
 
 TEST(FlashAttn3, FuncAndVarlen) {
@@ -345,6 +577,69 @@ TEST(MemoryEfficientAttention, PaddedAndGappyKeysAreTheirUsedKeys) {
       memory_efficient_attention(context, q, k, v, with_batch_of_one(t.o),
                                  {.attn_bias = BlockDiagonalPaddedKeysMask(cu_q, 7, kv_seqlen)}),
       "a multiple of the padding");
+}
+
+TEST(MemoryEfficientAttention, PagedKeysAreTheirUsedKeys) {
+  Context context;
+  const World world("fwd sq4,2,3 sk5,7,3 h2 d8 packed conv=xformers");
+  const tilewise_attention& t = world.tensors;
+  constexpr std::int64_t page_size = 4;
+  const std::int32_t table[] = {2, 0, -1, 4, 1, 3, 5, -1, -1}, lengths[] = {5, 7, 3};
+  const std::int32_t gaps[] = {1, 2, 0}, ends[] = {6, 9, 3}, starts[] = {0, 5, 12};
+  const Tensor block_tables = tensor(table, {3, 3});
+  const auto in_pages = [&](const Tensor& packed, const std::int32_t* first) {
+    Cache cache(6, page_size, packed);
+    for (std::int64_t b = 0; b < 3; ++b)
+      cache.take(floats(packed) + starts[b] * packed.strides[0], 0, lengths[b],
+                 [&](std::int64_t r) {
+                   const std::int64_t row = r + (first == nullptr ? 0 : first[b]);
+                   return std::pair<std::int64_t, std::int64_t>(table[b * 3 + row / page_size],
+                                                                row % page_size);
+                 });
+    return cache;
+  };
+  const auto computed = [&](const Tensor& keys, const Tensor& values, const AttentionBias& bias) {
+    std::vector<float> o(9 * 16);
+    expect_done(memory_efficient_attention(context, with_batch_of_one(t.q), keys, values,
+                                           tensor(o.data(), {1, 9, 2, 8}), {.attn_bias = bias}));
+    return o;
+  };
+  const auto of_one_batch = [](const Cache& cache) {
+    return tensor(cache.memory.data(), {1, 6 * page_size, 2, 8});
+  };
+  const Tensor packed_k = with_batch_of_one(t.k), packed_v = with_batch_of_one(t.v);
+  const Tensor &cu_q = t.cu_seqlens_q, &cu_k = t.cu_seqlens_k;
+  const auto all = computed(packed_k, packed_v, BlockDiagonalMask(cu_q, cu_k));
+  const auto causal =
+      computed(packed_k, packed_v, BlockDiagonalCausalFromBottomRightMask(cu_q, cu_k));
+  EXPECT_NE(causal, all);
+  {
+    const Cache k = in_pages(t.k, nullptr), v = in_pages(t.v, nullptr);
+    const Tensor used = tensor(lengths, {3});
+    EXPECT_EQ(computed(of_one_batch(k), of_one_batch(v),
+                       PagedBlockDiagonalPaddedKeysMask(cu_q, used, block_tables, page_size)),
+              all);
+    EXPECT_EQ(computed(of_one_batch(k), of_one_batch(v),
+                       PagedBlockDiagonalCausalWithOffsetPaddedKeysMask(cu_q, used, block_tables,
+                                                                        page_size)),
+              causal);
+    expect_refused(memory_efficient_attention(context, with_batch_of_one(t.q), of_one_batch(k),
+                                              of_one_batch(v), with_batch_of_one(t.o),
+                                              {.attn_bias = PagedBlockDiagonalPaddedKeysMask(
+                                                   cu_q, used, block_tables, 5)}),
+                   "of paged ones of the page size");
+  }
+  {
+    const Cache k = in_pages(t.k, gaps), v = in_pages(t.v, gaps);
+    const Tensor first = tensor(gaps, {3}), end = tensor(ends, {3});
+    EXPECT_EQ(computed(of_one_batch(k), of_one_batch(v),
+                       PagedBlockDiagonalGappyKeysMask(cu_q, first, end, block_tables, page_size)),
+              all);
+    EXPECT_EQ(computed(of_one_batch(k), of_one_batch(v),
+                       PagedBlockDiagonalCausalWithOffsetGappyKeysMask(cu_q, first, end,
+                                                                       block_tables, page_size)),
+              causal);
+  }
 }
 
 TEST(MemoryEfficientAttention, FiveDimensionsAreGroupedHeads) {

@@ -1,7 +1,7 @@
 /*
- * The C interface from C99: a causal attention with grouped heads, forward and backward, compared
- * with loops of its own. Exits with 0 when all is well, else with the number of the step that went
- * wrong, after a sentence on it.
+ * The C interface from C99: a causal attention with grouped heads, forward and backward, and the
+ * same with the last keys appended to a cache, compared with loops of its own. Exits with 0 when
+ * all is well, else with the number of the step that went wrong, after a sentence on it.
  */
 #include "include/tilewise/tilewise.h"
 
@@ -15,6 +15,8 @@ enum { B = 2, SQ = 5, SK = 7, HQ = 4, HK = 2, D = 8, DV = 6 };
 static float q[B][SQ][HQ][D], k[B][SK][HK][D], v[B][SK][HK][DV], dout[B][SQ][HQ][DV];
 static float o[B][SQ][HQ][DV], lse[B][HQ][SQ];
 static float dq[B][SQ][HQ][D], dk[B][SK][HK][D], dv[B][SK][HK][DV];
+
+static float k_cache[B][SK][HK][D], v_cache[B][SK][HK][DV];
 
 static double expected_o[B][SQ][HQ][DV], expected_lse[B][HQ][SQ];
 static double expected_dq[B][SQ][HQ][D], expected_dk[B][SK][HK][D], expected_dv[B][SK][HK][DV];
@@ -81,6 +83,13 @@ static int differ(const char* name, const float* got, const double* expected, si
   return 0;
 }
 
+/* Rows from `first` on of each sequence. */
+static tilewise_tensor rows_from(tilewise_tensor view, int64_t first) {
+  view.data = (float*)view.data + first * view.strides[1];
+  view.shape[1] -= first;
+  return view;
+}
+
 static int wrong(int step, const char* message) {
   printf("step %d: %s\n", step, message);
   return step;
@@ -94,9 +103,11 @@ int main(void) {
   tilewise_context_options options;
   tilewise_context* context = NULL;
   tilewise_error error = TILEWISE_ERROR_INIT;
-  tilewise_attention attention;
+  tilewise_attention attention, decoding;
   tilewise_answer answer = TILEWISE_ANSWER_INIT;
   int64_t lse_shape[3] = {B, HQ, SQ};
+  int64_t batch_shape[1] = {B};
+  int32_t cached[B];
   size_t forward_bytes, backward_bytes, bytes;
   void* workspace;
   int b, h, i;
@@ -146,16 +157,34 @@ int main(void) {
     return wrong(8, error.message);
   if (tilewise_validate(context, workspace, NULL, &error) != TILEWISE_OK)
     return wrong(9, error.message);
-  tilewise_free(context, workspace);
-
   if (DIFFER(o, expected_o) || DIFFER(lse, expected_lse)) return 10;
   if (DIFFER(dq, expected_dq) || DIFFER(dk, expected_dk) || DIFFER(dv, expected_dv)) return 11;
+
+  /* All but the last two keys are in the cache. */
+  decoding = attention;
+  decoding.k = tensor(k_cache, SK, HK, D);
+  decoding.v = tensor(v_cache, SK, HK, DV);
+  for (b = 0; b < B; ++b) {
+    cached[b] = SK - 2;
+    memcpy(k_cache[b], k[b], (SK - 2) * sizeof k[b][0]);
+    memcpy(v_cache[b], v[b], (SK - 2) * sizeof v[b][0]);
+  }
+  decoding.seqlens_k = tilewise_contiguous(cached, TILEWISE_I32, 1, batch_shape);
+  decoding.k_new = rows_from(attention.k, SK - 2);
+  decoding.v_new = rows_from(attention.v, SK - 2);
+  memset(o, 0, sizeof o);
+  if (tilewise_attention_forward(context, &decoding, workspace, bytes, NULL, &error) != TILEWISE_OK)
+    return wrong(12, error.message);
+  if (DIFFER(o, expected_o) || DIFFER(lse, expected_lse)) return 13;
+  if (memcmp(k_cache, k, sizeof k) != 0 || memcmp(v_cache, v, sizeof v) != 0)
+    return wrong(14, "the cache is not what was appended to it");
+  tilewise_free(context, workspace);
 
   attention.q.shape[0] = 1;
   if (tilewise_attention_forward(context, &attention, NULL, 0, NULL, &error) !=
           TILEWISE_BAD_ARGUMENT ||
       error.code != TILEWISE_BAD_ARGUMENT || strlen(error.message) == 0)
-    return wrong(12, "a wrong shape was taken");
+    return wrong(15, "a wrong shape was taken");
   tilewise_context_destroy(context);
   return 0;
 }

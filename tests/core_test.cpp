@@ -260,7 +260,7 @@ TEST(DTypes, RowsStandWhereTheirEnumeratorPoints) {
     EXPECT_EQ(static_cast<std::size_t>(dtype_table[i].dtype), i);
     EXPECT_EQ(dtype_from_name(dtype_table[i].name), dtype_table[i].dtype);
   }
-  EXPECT_EQ(static_cast<std::size_t>(DType::boolean) + 1, std::size(dtype_table));
+  EXPECT_EQ(static_cast<std::size_t>(DType::q8_0) + 1, std::size(dtype_table));
   EXPECT_EQ(dtype_from_name("float"), std::nullopt);
   EXPECT_EQ(dtype_from_name(""), std::nullopt);
 }

@@ -41,7 +41,9 @@ void expect_accepted(const std::string& line,
   const Problem problem = std::get<Problem>(parse_problem(line));
   const bool backward = problem.pass == Pass::backward;
   harness::ProblemBuffers buffers;
-  ASSERT_TRUE(buffers.allocate(problem, {true, true, backward, backward, backward}).ok());
+  ASSERT_TRUE(
+      buffers.allocate(problem, {true, true, backward, backward, backward, backward, backward})
+          .ok());
   ASSERT_TRUE(harness::fill_inputs(problem, buffers.tensors()).ok());
   edit(problem, buffers.tensors());
   for (const auto& kernel : bugs::correct_kernels()) {
@@ -131,6 +133,53 @@ TEST_P(Structured, ARankOneVMayPointAlongTheGradient) {
     });
     set(tensors.dout, [&](auto, auto, auto, auto c) { return along[static_cast<std::size_t>(c)]; });
   });
+}
+
+// Sums over rows: equal queries share the errors of one O, and of one D where dO is equal too.
+TEST_P(Structured, EqualQueriesErrAlikeInTheGradientsOfBiasAndSinks) {
+  for (const char* bias : {"bias=1,1,1,k", "bias=1,1,1,1", "bias=1,1,q,1 softcap=5"})
+    for (const bool equal_dout : {true, false})
+      expect_accepted("bwd b2 sq200 sk24 d32 sink " + std::string(bias) + " " + dtype(),
+                      [&](const Problem&, const AttentionTensors& tensors) {
+                        set(tensors.q, [&](auto b, auto s, auto h, auto c) {
+                          return b + s < 2 ? normal() : get(tensors.q, 0, s % 2, h, c);
+                        });
+                        for (const TensorView* view : {&tensors.k, &tensors.v})
+                          set(*view, [&](auto b, auto s, auto h, auto c) {
+                            return b == 0 ? normal() : get(*view, 0, s, h, c);
+                          });
+                        set(tensors.dout, [&](auto b, auto s, auto h, auto c) {
+                          return b + s < 2 || !equal_dout ? uniform()
+                                                          : get(tensors.dout, 0, s % 2, h, c);
+                        });
+                      });
+}
+
+/// A contiguous output's elements, multiplied.
+void scale(const TensorView& view, double factor) {
+  for (std::int64_t n = 0; n < view.elements(); ++n)
+    store(view.dtype, view.at(n), factor * load(view.dtype, view.at(n)));
+}
+
+// What equal rows are allowed, other rows are not.
+TEST_P(Structured, AGradientOfBiasOrSinksThatIsOffByAPercentIsRejected) {
+  const double percent = dtype() == "bf16" ? 0.05 : 0.01;
+  const Problem problem = std::get<Problem>(
+      parse_problem("bwd sq300 sk200 h2 d64 sink bias=1,h,1,k seed=5 " + dtype()));
+  harness::ProblemBuffers buffers;
+  ASSERT_TRUE(buffers.allocate(problem, harness::Outputs::all()).ok());
+  ASSERT_TRUE(harness::fill_inputs(problem, buffers.tensors()).ok());
+  const harness::Table kernels = bugs::correct_kernels();
+  for (const char* output : {"dbias", "dsinks"}) {
+    ASSERT_TRUE(kernels.front()->run({problem, problem.params(), buffers.tensors()}).ok());
+    EXPECT_TRUE(harness::judge(problem, buffers.tensors()).passed());
+    const AttentionTensors& tensors = buffers.tensors();
+    scale(output == std::string("dbias") ? tensors.dbias : tensors.dsinks, 1 + percent);
+    const harness::Verdict verdict = harness::judge(problem, buffers.tensors());
+    EXPECT_FALSE(verdict.passed()) << to_text(verdict);
+    ASSERT_EQ(verdict.reasons.size(), 1U) << to_text(verdict);
+    EXPECT_EQ(verdict.reasons[0].find(output), 0U) << verdict.reasons[0];
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Precisions, Structured, testing::Values("f32", "f16", "bf16"),

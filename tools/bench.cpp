@@ -7,6 +7,7 @@
 #include "tools/commands.hpp"
 #include "tools/common.hpp"
 #include "tools/json.hpp"
+#include "tools/plugin.hpp"
 #include "tools/progress.hpp"
 #include "tools/table.hpp"
 
@@ -138,8 +139,11 @@ std::string text_of(const std::vector<BenchRow>& rows) {
 }  // namespace
 
 int bench_command(const BenchOptions& options) {
-  const harness::Table table = implementations_for(options.implementations);
-  const auto chosen = select(table, options.implementations);
+  const harness::Table table =
+      with_plugins(implementations_for(options.implementations), options.plugins);
+  const auto chosen = select(
+      table, options.implementations.empty() ? plugin_names(table) : options.implementations);
+  require_on_cpu(chosen, "bench");
   std::vector<Problem> problems;
   for (const std::string& line : expand_problems(options.problems)) problems.push_back(parse(line));
 

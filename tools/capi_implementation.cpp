@@ -75,7 +75,7 @@ class PortableImplementation final : public Implementation {
   Status run(const harness::Call& call) const override {
     const auto [status, context] = context_for(call.threads);
     if (!status.ok()) return status;
-    const tilewise_attention attention = c_attention(call.params, call.tensors);
+    const tilewise_attention attention = c_attention(call.problem, call.tensors);
     for (const std::int32_t pass : passes(call.problem)) {
       tilewise_error error = TILEWISE_ERROR_INIT;
       const auto compute =
@@ -94,7 +94,7 @@ class PortableImplementation final : public Implementation {
   }
 
   tilewise_attention shapes_of(const Problem& problem) const {
-    return c_attention(problem.params(), harness::tensor_shapes(problem, writes(problem)));
+    return c_attention(problem, harness::tensor_shapes(problem, writes(problem)));
   }
 
   /// Contexts are kept: their threads sleep between calls, and a call then allocates nothing.
@@ -169,6 +169,32 @@ tilewise_attention c_attention(const AttentionParams& params, const AttentionTen
   attention.kv_indices = c_tensor(tensors.block_mask.kv_indices);
   attention.full_kv_num_blocks = c_tensor(tensors.block_mask.full_kv_num_blocks);
   attention.full_kv_indices = c_tensor(tensors.block_mask.full_kv_indices);
+
+  const KvCache& cache = tensors.cache;
+  attention.block_table = c_tensor(cache.block_table);
+  attention.cache_batch_idx = c_tensor(cache.cache_batch_idx);
+  attention.cache_leftpad = c_tensor(cache.leftpad);
+  attention.k_new = c_tensor(cache.k_new);
+  attention.v_new = c_tensor(cache.v_new);
+  attention.rotary_cos = c_tensor(cache.rotary_cos);
+  attention.rotary_sin = c_tensor(cache.rotary_sin);
+  // Off where nothing is turned: for a callee who does not know the field.
+  attention.rotary_interleaved = cache.rotary_cos.ndim != 0 && cache.rotary_interleaved ? 1 : 0;
+
+  const Scales& scales = tensors.scales;
+  attention.q_descale = c_tensor(scales.q_descale);
+  attention.k_descale = c_tensor(scales.k_descale);
+  attention.v_descale = c_tensor(scales.v_descale);
+  attention.k_scales = c_tensor(scales.k_scales);
+  attention.v_scales = c_tensor(scales.v_scales);
+  return attention;
+}
+
+tilewise_attention c_attention(const Problem& problem, const AttentionTensors& tensors) {
+  tilewise_attention attention = c_attention(problem.params(), tensors);
+  attention.num_splits = static_cast<std::int32_t>(problem.splits);
+  if (tensors.cu_seqlens_q.ndim != 0) attention.max_seqlen_q = problem.max_seqlen_q();
+  if (tensors.cu_seqlens_k.ndim != 0) attention.max_seqlen_k = problem.max_seqlen_k();
   return attention;
 }
 

@@ -12,6 +12,9 @@ namespace tilewise::tools {
 /// behind them: their shapes are enough for tilewise_query and tilewise_attention_workspace.
 tilewise_attention c_attention(const AttentionParams& params, const AttentionTensors& tensors);
 
+/// The same with what else a problem says: num_splits, and how long packed sequences are at most.
+tilewise_attention c_attention(const Problem& problem, const AttentionTensors& tensors);
+
 /// cpu.portable, called through tilewise_attention_forward and _backward.
 std::unique_ptr<harness::Implementation> portable_implementation();
 

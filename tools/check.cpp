@@ -2,6 +2,7 @@
 #include "tools/commands.hpp"
 #include "tools/common.hpp"
 #include "tools/json.hpp"
+#include "tools/plugin.hpp"
 #include "tools/progress.hpp"
 #include "tools/table.hpp"
 #include "tools/tensors.hpp"
@@ -63,10 +64,37 @@ int check_files(const CheckOptions& options) {
   return conclude({verdict}, options.json);
 }
 
+/// What a plug-in is judged on if nobody says: one problem of each kind that there is, and then
+/// lengths that no tile divides, dtypes, decoding, long rows, rows without keys, hostile numbers.
+std::vector<std::string> problems_for_plugins() {
+  std::vector<std::string> lines;
+  for (const Feature& feature : features()) lines.emplace_back(feature.problem);
+  for (const char* line :
+       {"fwd s1 d8", "fwd b2 s128 h2 d64", "fwd b2 s257 h3 d64 bhsd f16 causal",
+        "fwd b2 sq250 sk1024 hq8 hk2 d64 bf16 causal", "fwd b2 sq1 sk1000 hq8 hk1 d128 f16",
+        "fwd sq65 sk33 d64 causal", "fwd sq65 sk33 d64 causal conv=torch_sdpa",
+        "fwd b1 s300 h2 d128 fill=peaks", "fwd s300 d64 fill=ascending", "fwd s300 d64 fill=huge",
+        "fwd s300 d64 bf16 fill=outliers", "bwd b2 s130 hq4 hk2 d64 bf16 causal"})
+    lines.emplace_back(line);
+  return lines;
+}
+
+/// How a verdict on a plug-in's kernel is had again.
+std::string with_plugin(const std::string& command, const harness::Implementation& kernel) {
+  const PluginImplementation* const plugin = plugin_of(kernel);
+  if (plugin == nullptr) return command;
+  const bool quoted = plugin->path().find(' ') != std::string::npos;
+  return fmt::format("{} --plugin {}{}{}", command, quoted ? "\"" : "", plugin->path(),
+                     quoted ? "\"" : "");
+}
+
 int check_implementations(const CheckOptions& options) {
-  const harness::Table table = implementations_for(options.implementation);
-  const auto chosen = select(table, options.implementation);
-  const std::vector<std::string> lines = expand_problems(options.problems);
+  const harness::Table table =
+      with_plugins(implementations_for(options.implementation), options.plugins);
+  const auto chosen =
+      select(table, options.implementation.empty() ? plugin_names(table) : options.implementation);
+  std::vector<std::string> lines = expand_problems(options.problems);
+  if (lines.empty() && !options.plugins.empty()) lines = problems_for_plugins();
   if (lines.empty())
     throw BadInput("nothing says what to compute: expected a PROBLEM, like \"fwd s512 h4 d64\"");
   std::vector<Problem> problems;
@@ -81,7 +109,8 @@ int check_implementations(const CheckOptions& options) {
       harness::Options judge = options.judge.harness_options();
       judge.progress = [&](double fraction) { progress.within(fraction); };
       verdicts.push_back(harness::check(*implementation, problem, judge));
-      const Verdict& verdict = verdicts.back();
+      Verdict& verdict = verdicts.back();
+      verdict.reproduce = with_plugin(verdict.reproduce, *implementation);
       const bool judged = verdict.state == State::pass || verdict.state == State::fail;
       const bool last_word = named && problems.size() == 1;  // conclude() says it
       if (!options.json && (judged || !last_word)) print(harness::to_text(verdict) + "\n");
@@ -92,8 +121,10 @@ int check_implementations(const CheckOptions& options) {
 
 int check_command(const CheckOptions& options) {
   if (!options.in.empty()) return check_files(options);
-  if (options.implementation.empty())
-    throw BadInput("nobody is named to be judged: expected --impl NAME, or --in and --outputs");
+  if (options.implementation.empty() && options.plugins.empty())
+    throw BadInput(
+        "nobody is named to be judged: expected --impl NAME, --plugin LIBRARY, or --in and "
+        "--outputs");
   return check_implementations(options);
 }
 

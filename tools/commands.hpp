@@ -28,6 +28,7 @@ struct JudgeOptions {
 };
 
 struct ListOptions {
+  std::vector<std::string> plugins;  ///< shared libraries with kernels (include/tilewise/plugin.h)
   bool json = false;
 };
 
@@ -37,6 +38,7 @@ struct GenOptions {
 };
 
 struct RunOptions {
+  std::vector<std::string> plugins;
   std::string problem, implementation, in, out, layout, data;
   int threads = 0;
   bool json = false;
@@ -44,15 +46,16 @@ struct RunOptions {
 
 struct CheckOptions {
   std::vector<std::string> problems;
-  std::string implementation;  ///< judge one of ours,
-  std::string in, outputs;     ///< or somebody else's files
+  std::string implementation;        ///< judge one of ours,
+  std::vector<std::string> plugins;  ///< or of a plug-in,
+  std::string in, outputs;           ///< or somebody else's files
   std::string layout;
   JudgeOptions judge;
   bool json = false;
 };
 
 struct BenchOptions {
-  std::vector<std::string> problems;
+  std::vector<std::string> problems, plugins;
   std::string implementations, data;
   double seconds = 1;
   int threads = 0;
@@ -68,7 +71,13 @@ struct BugsOptions {
 
 struct TourOptions {
   bool quick = false, json = false;
+  std::vector<std::string> plugins;
   std::string only, out = "build/tour", data;
+};
+
+struct NewKernelOptions {
+  std::string directory, name = "my_kernel";
+  bool cuda = false, json = false;
 };
 
 int list_command(const ListOptions& options);
@@ -78,5 +87,6 @@ int check_command(const CheckOptions& options);
 int bench_command(const BenchOptions& options);
 int bugs_command(const BugsOptions& options);
 int tour_command(const TourOptions& options);
+int new_kernel_command(const NewKernelOptions& options);
 
 }  // namespace tilewise::tools

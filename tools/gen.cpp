@@ -2,6 +2,7 @@
 #include "tools/commands.hpp"
 #include "tools/common.hpp"
 #include "tools/json.hpp"
+#include "tools/plugin.hpp"
 #include "tools/table.hpp"
 #include "tools/tensors.hpp"
 
@@ -56,7 +57,8 @@ int gen_command(const GenOptions& options) {
 }
 
 int run_command(const RunOptions& options) {
-  const harness::Table table = implementations_for(options.implementation);
+  const harness::Table table =
+      with_plugins(implementations_for(options.implementation), options.plugins);
   const harness::Implementation& implementation = select_one(table, options.implementation);
   if (options.in.empty() && options.problem.empty())
     throw BadInput("nothing says what to compute: expected a PROBLEM, or --in with tensors");

@@ -2,6 +2,7 @@
 #include "tools/commands.hpp"
 #include "tools/common.hpp"
 #include "tools/json.hpp"
+#include "tools/plugin.hpp"
 #include "tools/table.hpp"
 
 #include <fmt/core.h>
@@ -9,7 +10,7 @@
 namespace tilewise::tools {
 
 int list_command(const ListOptions& options) {
-  const harness::Table table = implementations();
+  const harness::Table table = with_plugins(implementations(), options.plugins);
   std::vector<Listed> listed;
   for (const auto& implementation : table) {
     Listed row{std::string(implementation->name()), std::string(implementation->idea()), {}, false};

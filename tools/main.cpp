@@ -31,6 +31,7 @@ struct Commands {
   BenchOptions bench;
   BugsOptions bugs;
   TourOptions tour;
+  NewKernelOptions new_kernel;
 
   Commands();
 
@@ -48,6 +49,12 @@ struct Commands {
     sub->add_option("--threads", threads, "Threads for the kernel; 0: all of the machine's")
         ->check(CLI::Range(0, 4096))
         ->type_name("N");
+  }
+  static CLI::Option* add_plugins(CLI::App* sub, std::vector<std::string>& plugins) {
+    return sub
+        ->add_option("--plugin", plugins, "A shared library with kernels; may be given repeatedly")
+        ->type_name("LIBRARY")
+        ->allow_extra_args(false);
   }
   static void add_layout(CLI::App* sub, std::string& layout) {
     sub->add_option("--layout", layout,
@@ -70,17 +77,19 @@ Commands::Commands() {
   app.require_subcommand(1);
   app.set_help_all_flag("--help-all", "Help on every subcommand");
 
-  add("list", "Name every implementation, its idea and what it supports", list.json,
-      [this] { return list_command(list); });
+  CLI::App* sub = add("list", "Name every implementation, its idea and what it supports", list.json,
+                      [this] { return list_command(list); });
+  add_plugins(sub, list.plugins);
 
-  CLI::App* sub = add("tour", "Run and judge everything on this machine, and write a report",
-                      tour.json, [this] { return tour_command(tour); });
+  sub = add("tour", "Run and judge everything on this machine, and write a report", tour.json,
+            [this] { return tour_command(tour); });
   sub->add_flag("--quick", tour.quick, "Smaller problems: about 20 seconds");
   sub->add_option("--only", tour.only, "Only these implementations: NAME or A,B")
       ->type_name("NAME");
   sub->add_option("--out", tour.out, "Where report.html and tour.json go")
       ->type_name("DIR")
       ->capture_default_str();
+  add_plugins(sub, tour.plugins);
   add_data(sub, tour.data);
 
   sub = add("gen", "Write a problem's input tensors to files", gen.json,
@@ -94,6 +103,7 @@ Commands::Commands() {
             [this] { return run_command(run); });
   sub->add_option("PROBLEM", run.problem, "What to compute; may be left out with --in");
   sub->add_option("--impl", run.implementation, "Who computes")->required()->type_name("NAME");
+  add_plugins(sub, run.plugins);
   sub->add_option("--in", run.in, "Input tensors, instead of generated ones")
       ->type_name("DIR|FILE");
   sub->add_option("--out", run.out, "Directory for outputs.safetensors")
@@ -103,15 +113,17 @@ Commands::Commands() {
   add_threads(sub, run.threads);
   add_data(sub, run.data);
 
-  sub = add("check", "Judge one of our implementations, or somebody else's output files",
+  sub = add("check", "Judge one of our implementations, a plug-in, or somebody's output files",
             check.json, [this] { return check_command(check); });
   sub->add_option("PROBLEM", check.problems, "What to compute; @FILE: one problem a line");
   auto* implementation =
       sub->add_option("--impl", check.implementation, "Whom to judge: NAME, A,B or all")
           ->type_name("NAME");
+  auto* plugin = add_plugins(sub, check.plugins);
   auto* in = sub->add_option("--in", check.in, "q, k, v [dout bias mask alibi_slopes cu_seqlens_*]")
                  ->type_name("DIR|FILE")
-                 ->excludes(implementation);
+                 ->excludes(implementation)
+                 ->excludes(plugin);
   sub->add_option("--outputs", check.outputs, "o [lse dq dk dv], computed by somebody else")
       ->type_name("DIR|FILE")
       ->excludes(implementation)
@@ -124,8 +136,8 @@ Commands::Commands() {
   sub->add_option("PROBLEM", bench.problems, "What to compute; @FILE: one problem a line")
       ->required();
   sub->add_option("--impl", bench.implementations, "Whom to time: NAME, A,B or all")
-      ->required()
       ->type_name("NAMES");
+  add_plugins(sub, bench.plugins);
   sub->add_option("--seconds", bench.seconds, "Time spent on each implementation and problem")
       ->check(CLI::Range(0.001, 3600.0))
       ->type_name("S")
@@ -142,6 +154,14 @@ Commands::Commands() {
       ->type_name("DTYPE")
       ->capture_default_str();
   add_judge(sub, bugs.judge);
+
+  sub = add("new-kernel", "Write a project with a kernel for --plugin, to be made into yours",
+            new_kernel.json, [this] { return new_kernel_command(new_kernel); });
+  sub->add_option("DIR", new_kernel.directory, "Where to write it: new, or empty")->required();
+  sub->add_option("--name", new_kernel.name, "Of the kernel and its library")
+      ->type_name("NAME")
+      ->capture_default_str();
+  sub->add_flag("--cuda", new_kernel.cuda, "A kernel for NVIDIA GPUs");
 }
 
 std::string one_line(std::string text) {

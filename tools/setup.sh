@@ -27,6 +27,9 @@ gtest|test|the tests (GoogleTest)|libgtest-dev|gtest-devel|gtest|googletest
 benchmark|test|the benchmarks (Google Benchmark)|libbenchmark-dev|google-benchmark-devel|benchmark|google-benchmark
 python|test|tests of tools/tilewise.py|python3|python3|python|python
 numpy|test|arrays from outside, judged in the tests|python3-numpy|python3-numpy|python-numpy|numpy
+pkg_config|consumer|reads tilewise.pc|pkgconf|pkgconf-pkg-config|pkgconf|pkgconf
+gxx|abi|the compiler whose library is compared|g++|gcc-c++|gcc|-
+abidiff|abi|compares binary interfaces (libabigail)|abigail-tools|libabigail|libabigail|-
 clang|clang|the second compiler|clang|clang|clang|llvm
 omp|clang|OpenMP for clang|libomp-dev|libomp-devel|openmp|libomp
 tsan|clang|clang's thread sanitizer|libclang-rt-dev|compiler-rt|compiler-rt|-
@@ -121,6 +124,9 @@ present() {
     gnuplot) command -v gnuplot >/dev/null 2>&1 ;;
     python) command -v python3 >/dev/null 2>&1 ;;
     numpy) probe_numpy ;;
+    pkg_config) command -v pkg-config >/dev/null 2>&1 ;;
+    gxx) command -v g++ >/dev/null 2>&1 ;;
+    abidiff) command -v abidw >/dev/null 2>&1 && command -v abidiff >/dev/null 2>&1 ;;
     clang) command -v clang++ >/dev/null 2>&1 ;;
     omp) probe_clang_links '#include <omp.h>' -fopenmp ;;
     tsan) probe_clang_links '' -fsanitize=thread ;;

@@ -7,6 +7,7 @@
 #include "tools/commands.hpp"
 #include "tools/common.hpp"
 #include "tools/json.hpp"
+#include "tools/plugin.hpp"
 #include "tools/plot.hpp"
 #include "tools/progress.hpp"
 #include "tools/table.hpp"
@@ -50,11 +51,14 @@ const char* pass_of(const Implementation& implementation) {
 class Guide {
  public:
   explicit Guide(const TourOptions& options)
-      : options_(options), plan_(plan_of(options.quick)), table_(implementations()) {}
+      : options_(options),
+        plan_(plan_of(options.quick)),
+        table_(with_plugins(implementations(), options.plugins)) {}
 
   Tour run() {
     const auto start = std::chrono::steady_clock::now();
     const auto chosen = select(table_, options_.only.empty() ? "all" : options_.only);
+    require_on_cpu(chosen, "tour");
     tour_.quick = options_.quick;
     tour_.memory_base = plan_.base;
     tour_.memory_problem =

@@ -29,7 +29,7 @@ import textwrap
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/*.md", "stages/README.md", "stages/*/README.md")
 LANGUAGES = {".cpp": "cpp", ".hpp": "cpp", ".cu": "cpp", ".cuh": "cpp", ".py": "python",
-             ".sh": "sh", ".txt": "text"}
+             ".c": "c", ".h": "c", ".sh": "sh", ".cmake": "cmake", ".txt": "text"}
 
 
 class Stale(Exception):
@@ -66,7 +66,8 @@ def code_block(page, argument):
                  if (folder / words[0]).is_file()), None)
     if path is None:
         raise Stale("there is no file %s" % words[0])
-    return "```%s\n%s\n```" % (LANGUAGES.get(path.suffix, ""), snippet(path.resolve(), words[1]))
+    suffix = ".cmake" if path.name == "CMakeLists.txt" else path.suffix
+    return "```%s\n%s\n```" % (LANGUAGES.get(suffix, ""), snippet(path.resolve(), words[1]))
 
 
 # ---- numbers ------------------------------------------------------------------------------------

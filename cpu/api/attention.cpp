@@ -29,6 +29,7 @@ tilewise_attention defaults_of(const Conventions& conventions) {
   attention.score_order = static_cast<std::int32_t>(conventions.score_order);
   attention.alibi = static_cast<std::int32_t>(conventions.alibi);
   attention.mask_and_causal = static_cast<std::int32_t>(conventions.mask_and_causal);
+  attention.rotary_interleaved = 1;
   return attention;
 }
 

@@ -10,6 +10,7 @@
 #pragma once
 
 #include "cpu/portable/head.hpp"
+#include "cpu/portable/operands.hpp"
 #include "cpu/portable/rows.hpp"
 #include "cpu/portable/workspace.hpp"
 
@@ -75,16 +76,14 @@ enum class Of : std::uint8_t { dot_product, bias };
 
 template <class Real>
 void read_queries(const Head& head, Span rows, const BackwardTiles<Real>& tiles) {
-  const AttentionTensors& tensors = head.call.tensors;
-  read_tile(head.queries, tensors.q, head.b, head.h, rows, tiles.Q);
-  read_tile(head.queries, tensors.dout, head.b, head.h, rows, tiles.dO);
+  read_queries(head, rows, tiles.Q);
+  read_tile(head.queries, head.call.tensors.dout, head.b, head.h, rows, tiles.dO);
 }
 
 template <class Real>
 void read_keys(const Head& head, Span keys, const BackwardTiles<Real>& tiles) {
-  const AttentionTensors& tensors = head.call.tensors;
-  read_tile(head.keys, tensors.k, head.b, head.kv_head, keys, tiles.K);
-  read_tile(head.keys, tensors.v, head.b, head.kv_head, keys, tiles.V);
+  read_keys(head, keys, tiles.K);
+  read_values(head, keys, tiles.V);
   transpose(tiles.K, keys.count, head.shape.head_dim, tiles.Kt);
   transpose(tiles.V, keys.count, head.shape.head_dim_v, tiles.Vt);
 }

@@ -1,6 +1,7 @@
 // One query head of one sequence, with the key/value head that it reads: what all its tiles share.
 #pragma once
 
+#include "core/quantised.hpp"
 #include "cpu/call.hpp"
 #include "cpu/sequences.hpp"
 
@@ -33,7 +34,8 @@ struct Shape {
         nheads_k(call.tensors.k.shape[call.tensors.k.ndim - 2]),
         group(nheads_q / nheads_k),
         head_dim(call.tensors.q.shape[call.tensors.q.ndim - 1]),
-        head_dim_v(call.tensors.v.shape[call.tensors.v.ndim - 1]) {}
+        head_dim_v(call.tensors.v.shape[call.tensors.v.ndim - 1] *
+                   numbers_in(call.tensors.v.dtype)) {}
 
   std::int64_t nheads_q, nheads_k, group, head_dim, head_dim_v;
 };

@@ -76,8 +76,8 @@ void write_dbias(const BackwardCall<Real>& backward, const Workers& workers, voi
           for (std::int64_t each_h = heads.first; each_h < heads.end(); ++each_h)
             add_head(backward, Head(backward.call, each_b, each_h), rows, keys, tiles);
         for (std::int64_t r = 0; r < rows.count; ++r)
-          write_elements(dbias, broadcast_offset(dbias, b, h, rows.first + r, keys.first),
-                         dbias.strides[3], keys.count, tiles.dbias.row(r));
+          write_numbers(dbias, broadcast_offset(dbias, b, h, rows.first + r, keys.first),
+                        dbias.strides[3], keys.count, tiles.dbias.row(r));
       });
 }
 

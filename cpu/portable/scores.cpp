@@ -65,8 +65,8 @@ Coverage add_bias(const Head& head, Span rows, Span keys, Coverage coverage, con
       params.softcap == 0 || params.conventions.score_order == ScoreOrder::softcap_bias_mask;
   for (std::int64_t r = 0; r < rows.count; ++r) {
     Real values[Bc];
-    read_elements(bias, broadcast_offset(bias, head.b, head.h, rows.first + r, keys.first),
-                  bias.shape[3] == 1 ? 0 : bias.strides[3], keys.count, values);
+    read_numbers(bias, broadcast_offset(bias, head.b, head.h, rows.first + r, keys.first),
+                 bias.shape[3] == 1 ? 0 : bias.strides[3], keys.count, values);
     for (std::int64_t j = 0; j < keys.count; ++j) {
       S.row(r)[j] += values[j];
       if (!hides || values[j] != minus_infinity<Real>) continue;

@@ -114,7 +114,11 @@ enum {
   TILEWISE_E5M2 = 6, /**< OCP OFP8 E5M2 */
   TILEWISE_I64 = 7,
   TILEWISE_I32 = 8,
-  TILEWISE_BOOL = 9 /**< one byte, 0 or 1 */
+  TILEWISE_BOOL = 9, /**< one byte, 0 or 1 */
+  TILEWISE_I8 = 10,  /**< of keys and values, beside k_scales and v_scales */
+  /** Of keys and values: ggml's blocks of 32 numbers, 34 bytes, an f16 scale before 32 of i8. Each
+   * block counts as one element: the last dimension is head_dim / 32. */
+  TILEWISE_Q8_0 = 11
 };
 
 /** Where memory is; the numbers are DLPack's. */
@@ -287,7 +291,8 @@ typedef struct tilewise_attention {
   int32_t causal; /**< 0 or 1 */
   int32_t
       deterministic;  /**< 0 or 1: gradients have the same bits at each call (the CPU's always) */
-  int32_t num_splits; /**< parts that the keys are cut into; 0: the library's choice */
+  int32_t num_splits; /**< parts that the keys are cut into, computed apart and merged; 0: the
+                         library's choice */
 
   double softmax_scale;    /**< NaN, the default: what `default_scale` says */
   int64_t window_left;     /**< -1: unbounded; what W counts: `window_left_counts` */
@@ -343,6 +348,27 @@ typedef struct tilewise_attention {
   tilewise_tensor kv_indices;    /**< i32 [batch or 1, nheads_q or 1, query blocks, key blocks] */
   tilewise_tensor full_kv_num_blocks;
   tilewise_tensor full_kv_indices;
+
+  /* Keys and values that are kept between calls (flash-attn's flash_attn_with_kvcache): k and v are
+   * the cache, [cache rows, capacity, nheads_k, width], and seqlens_k [batch] says how many rows of
+   * a sequence's cache count before this call, padding included. Forward alone. */
+  tilewise_tensor block_table;     /**< i32 [batch, pages]: k and v are pages,
+                                      [pages, page size, nheads_k, width] */
+  tilewise_tensor cache_batch_idx; /**< i32 [batch]: the cache row of each sequence */
+  tilewise_tensor cache_leftpad; /**< i32 [batch]: so many rows at the cache's start are padding */
+  tilewise_tensor k_new;         /**< [batch, seqlen_new, nheads_k, width]: written into k and v */
+  tilewise_tensor v_new;         /**< behind the rows that count, and then attended to */
+  tilewise_tensor rotary_cos;    /**< [positions, pairs], q's dtype or f32: turns q and k_new by */
+  tilewise_tensor rotary_sin;    /**< their positions in the cache, padding included */
+  int32_t rotary_interleaved;    /**< 1, the default: pairs (2i, 2i + 1); 0: (i, i + pairs) */
+  int32_t reserved;              /**< 0 */
+
+  /* k and v may each be of another dtype than q: fp8, I8 or Q8_0. */
+  tilewise_tensor q_descale; /**< f32 [batch, nheads_k]: what q's numbers are multiplied by */
+  tilewise_tensor k_descale;
+  tilewise_tensor v_descale;
+  tilewise_tensor k_scales; /**< f32, of an I8 k: its shape without the last dimension */
+  tilewise_tensor v_scales;
 } tilewise_attention;
 
 /** Which way: the forward pass, or the backward pass alone. */

@@ -20,7 +20,9 @@ class ProblemBuffers {
 
   const AttentionTensors& tensors() const { return tensors_; }
 
-  /// Writes the NaN pattern over every output again.
+  /// Takes the contents of the tensors that a call updates for those that it starts from.
+  void remember_updated();
+  /// Writes the NaN pattern over every output again, and puts updated tensors back.
   void poison_outputs();
   /// Makes the inputs read-only.
   void protect_inputs();
@@ -29,7 +31,10 @@ class ProblemBuffers {
   /// A sentence on the first guard band that was written over, or empty.
   std::string broken_guard() const;
 
-  /// Copies of the outputs' bytes, to compare runs bit by bit.
+  /// A sentence on a cache that was written to where nothing was to be appended, or empty.
+  std::string changed_cache(const Problem& problem) const;
+
+  /// Copies of the bytes of what is written, to compare runs bit by bit.
   struct Snapshot {
     std::string name;
     std::vector<std::byte> bytes;
@@ -39,15 +44,18 @@ class ProblemBuffers {
   /// The buffer that holds `address`, as "k", for messages; empty if none does.
   std::string name_of(const void* address) const;
 
+  /// What a call does with a tensor: reads it, writes it, or writes to a part (a cache).
+  enum class Use : std::uint8_t { input, output, updated };
   struct Named {
     std::string name;
-    bool input = false;
+    Use use = Use::input;
     GuardedBuffer buffer;
+    std::vector<std::byte> original;  ///< of an updated tensor
   };
   const std::deque<Named>& all() const { return buffers_; }
 
  private:
-  Status add(TensorView& view, const char* name, bool input);
+  Status add(TensorView& view, const char* name, Use use);
 
   std::deque<Named> buffers_;
   AttentionTensors tensors_{};

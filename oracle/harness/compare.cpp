@@ -40,12 +40,17 @@ class Comparer {
     facts_.resize(static_cast<std::size_t>(problem_.batch * problem_.nheads_q));
     judge_rows();
     if (backward_) judge_columns();
+    if (problem_.seqlen_new > 0) judge_appended();
     return std::move(result_);
   }
 
  private:
   std::size_t head_index(std::int64_t b, std::int64_t h) const {
     return static_cast<std::size_t>(b * problem_.nheads_q + h);
+  }
+
+  std::int64_t row_number(std::int64_t b, std::int64_t h, std::int64_t i) const {
+    return (b * problem_.nheads_q + h) * problem_.max_seqlen_q() + i;
   }
 
   void advance(double share) {
@@ -161,6 +166,7 @@ class Comparer {
       double squares = 0;
       for (std::size_t t = 0; t < o.size(); ++t) {
         fact.d += o[t] * dout[t];
+        fact.o_size += std::abs(o[t]);
         squares += o[t] * o[t] * dout[t] * dout[t];
       }
       fact.plain_d = fact.d;
@@ -191,9 +197,11 @@ class Comparer {
       for (std::int64_t h = kv_head * problem_.group(); h < (kv_head + 1) * problem_.group(); ++h) {
         if (!sampling_.everything()) adopt_facts(b, h, sampling_.rows(b, h));
         if (problem_.sink)
-          for (const oracle::RowFacts& fact : facts_[head_index(b, h)])
-            oracle::add_sink_gradient(case_, h, fact, recipe_, sinks[static_cast<std::size_t>(h)]);
-        group.push_back({b, h, problem_.seqlen_q(b), case_.head(tensors_.q, Side::query, b, h),
+          for (std::int64_t i = 0; i < problem_.seqlen_q(b); ++i)
+            oracle::add_sink_gradient(
+                case_, h, facts_[head_index(b, h)][static_cast<std::size_t>(i)],
+                row_number(b, h, i), recipe_, sinks[static_cast<std::size_t>(h)]);
+        group.push_back({b, h, problem_.seqlen_q(b), case_.queries(b, h),
                          case_.head(tensors_.dout, Side::query, b, h),
                          std::move(facts_[head_index(b, h)])});
       }
@@ -240,7 +248,7 @@ class Comparer {
           if (pair.counts)
             bias[static_cast<std::size_t>(oracle::element_of(tensors_.bias, b, head.h, i, j))].add(
                 pair.dbias, pair.dbias_sigma, pair.dbias_shared,
-                (b * problem_.nheads_q + head.h) * problem_.max_seqlen_q() + i);
+                head.facts[static_cast<std::size_t>(i)], row_number(b, head.h, i));
         }
   }
 
@@ -268,6 +276,37 @@ class Comparer {
     OutputReport report = tally.finish(/*naive_rule=*/false);
     if (!report.passed) result_.reasons.push_back(fmt::format("{}: {}", report.name, report.why));
     result_.outputs.push_back(std::move(report));
+  }
+
+  /// The rows that the call was to append to its cache: turned keys to a rounding, all else to the
+  /// bit.
+  void judge_appended() {
+    std::vector<std::vector<Tally>> parts(1);
+    std::vector<Tally>& tallies = parts.front();
+    tallies = appended_tallies();
+    for (std::int64_t b = 0; b < problem_.batch; ++b)
+      for (std::int64_t h = 0; h < problem_.nheads_k; ++h) {
+        for (Tally& one : tallies) one.total(problem_.seqlen_new);
+        for (std::int64_t j = problem_.seqlen_k(b) - problem_.seqlen_new; j < problem_.seqlen_k(b);
+             ++j) {
+          const std::vector<double> key = case_.appended_key(b, j, h);
+          const std::vector<double> value = case_.appended_value(b, j, h);
+          const std::vector<double> exact(value.size(), 0.0);
+          const std::vector<double> turned = oracle::bound_turned(case_, key, recipe_);
+          tallies[0].row({b, h, j, 0}, tensors_.k, case_.offset(tensors_.k, Side::key, b, j, h),
+                         tensors_.k.strides[3], key.data(), turned.data(), problem_.head_dim, 0);
+          tallies[1].row({b, h, j, 0}, tensors_.v, case_.offset(tensors_.v, Side::key, b, j, h),
+                         tensors_.v.strides[3], value.data(), exact.data(), problem_.head_dim_v, 0);
+        }
+      }
+    finish(appended_tallies(), parts);
+  }
+
+  std::vector<Tally> appended_tallies() const {
+    std::vector<Tally> tallies;
+    tallies.emplace_back("k", tensors_.k.dtype, poisoned_);
+    tallies.emplace_back("v", tensors_.v.dtype, poisoned_);
+    return tallies;
   }
 
   void absent(const char* name, const char* why) {
@@ -305,7 +344,8 @@ class Comparer {
 
   /// flash-attn's rule speaks of O and the gradients, and of formats that frameworks compute in:
   /// not of fp8, where plain attention makes no sense, nor of the oracle's own.
-  bool naive_rule_applies() const {
+  bool naive_rule_applies(const std::string& output) const {
+    if (output == "lse" || output == "k" || output == "v") return false;
     return problem_.dtype == DType::f32 || problem_.dtype == DType::f16 ||
            problem_.dtype == DType::bf16;
   }
@@ -315,14 +355,16 @@ class Comparer {
            : name == "lse" ? tensors_.lse
            : name == "dq"  ? tensors_.dq
            : name == "dk"  ? tensors_.dk
-                           : tensors_.dv;
+           : name == "dv"  ? tensors_.dv
+           : name == "k"   ? tensors_.k
+                           : tensors_.v;
   }
 
   void finish(std::vector<Tally> sums, std::vector<std::vector<Tally>>& parts) {
     for (std::vector<Tally>& part : parts)
       for (std::size_t n = 0; n < part.size(); ++n) sums[n].merge(std::move(part[n]));
     for (Tally& sum : sums) {
-      OutputReport report = sum.finish(naive_rule_applies() && sum.name() != "lse");
+      OutputReport report = sum.finish(naive_rule_applies(sum.name()));
       if (!view_named(report.name).exists()) {
         OutputReport absent;
         absent.name = report.name;

@@ -1,13 +1,18 @@
 #include "oracle/harness/fill.hpp"
 
 #include "core/philox.hpp"
+#include "core/quantised.hpp"
+#include "oracle/attention.hpp"
 #include "oracle/formats/formats.hpp"
 #include "oracle/parallel.hpp"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <numbers>
+#include <numeric>
 #include <vector>
 
 namespace tilewise::harness {
@@ -160,32 +165,56 @@ class Filler {
   const formats::Arrays& real_;
 };
 
-/// Every row of one tensor that belongs to a sequence. Rows of padding keep the poison: what a
-/// kernel must not look at is NaN.
-void fill_rows(const Problem& problem, const Filler& filler, Stream stream,
-               const TensorView& tensor) {
+/// Rounds a row into its place. Of i8 and q8_0, the largest number of a row, or block, becomes 127.
+void store_row(const TensorView& tensor, std::int64_t offset, const TensorView& scales,
+               std::int64_t scale_offset, const std::vector<double>& values) {
+  const std::int64_t stride = tensor.strides[tensor.ndim - 1];
+  if (tensor.dtype == DType::q8_0) {
+    for (std::size_t n = 0; n * BlockQ8::size < values.size(); ++n) {
+      const BlockQ8 block = quantise_block(&values[n * BlockQ8::size]);
+      std::memcpy(tensor.at(offset + static_cast<std::int64_t>(n) * stride), &block, sizeof block);
+    }
+    return;
+  }
+  double unit = 1;
+  if (tensor.dtype == DType::i8) {
+    double largest = 0;
+    for (const double x : values) largest = std::max(largest, std::abs(x));
+    unit = largest == 0 ? 1 : rounded_to(DType::f32, largest / 127);
+    store(scales.dtype, scales.at(scale_offset), unit);
+  }
+  for (std::size_t t = 0; t < values.size(); ++t) {
+    const double x = tensor.dtype == DType::i8 ? std::round(values[t] / unit) : values[t];
+    store(tensor.dtype, tensor.at(offset + static_cast<std::int64_t>(t) * stride), x);
+  }
+}
+
+/// Every row that belongs to a sequence, in q, dout, k or v; keys and values that the call is to
+/// append, in `fresh`. Rows of padding and unused pages keep the poison: what a kernel must not
+/// look at is NaN.
+void fill_rows(const Problem& problem, const oracle::Case& place, const Filler& filler,
+               Stream stream, const TensorView& tensor, const TensorView& fresh = {},
+               const TensorView& scales = {}) {
   const bool of_queries = stream == of_q || stream == of_dout;
+  const oracle::Side side = of_queries ? oracle::Side::query : oracle::Side::key;
   const std::int64_t nheads = of_queries ? problem.nheads_q : problem.nheads_k;
-  const auto seqlen = [&](std::int64_t b) {
-    return of_queries ? problem.seqlen_q(b) : problem.seqlen_k(b);
-  };
-  const bool packed = tensor.ndim == 3;
-  const int last = tensor.ndim - 1;
-  std::int64_t start = 0;  // first row of the sequence in a packed tensor
+  const std::int64_t width = tensor.shape[tensor.ndim - 1] * numbers_in(tensor.dtype);
   for (std::int64_t b = 0; b < problem.batch; ++b) {
+    const std::int64_t seqlen = of_queries ? problem.seqlen_q(b) : problem.seqlen_k(b);
+    const std::int64_t stored = of_queries ? seqlen : seqlen - problem.seqlen_new;
     oracle::parallel_for(nheads, [&](std::int64_t h) {
-      std::vector<double> values(static_cast<std::size_t>(tensor.shape[last]));
-      for (std::int64_t s = 0; s < seqlen(b); ++s) {
-        filler.row(stream, {b, s, h, seqlen(b), nheads}, values);
-        const std::int64_t at =
-            packed ? (start + s) * tensor.strides[0] + h * tensor.strides[1]
-                   : b * tensor.strides[0] + s * tensor.strides[1] + h * tensor.strides[2];
-        for (std::size_t t = 0; t < values.size(); ++t)
-          store(tensor.dtype, tensor.at(at + static_cast<std::int64_t>(t) * tensor.strides[last]),
-                values[t]);
+      std::vector<double> values(static_cast<std::size_t>(width));
+      for (std::int64_t s = 0; s < seqlen; ++s) {
+        filler.row(stream, {b, s, h, seqlen, nheads}, values);
+        if (s >= stored)
+          store_row(fresh,
+                    b * fresh.strides[0] + (s - stored) * fresh.strides[1] + h * fresh.strides[2],
+                    {}, 0, values);
+        else
+          store_row(tensor, place.offset(tensor, side, b, s, h), scales,
+                    scales.exists() ? place.offset(scales, side, b, s, h) : 0, values);
       }
     });
-    start += seqlen(b);
   }
 }
 
@@ -247,16 +276,70 @@ std::string default_directory() {
   return named != nullptr && *named != '\0' ? named : TILEWISE_DATA_DIRECTORY;
 }
 
+/// Pages in an order that no kernel can guess; entries that no row needs name no page.
+void fill_block_table(const Problem& problem, const AttentionTensors& tensors) {
+  const TensorView& table = tensors.cache.block_table;
+  std::vector<std::int64_t> pages(static_cast<std::size_t>(tensors.k.shape[0]));
+  std::iota(pages.begin(), pages.end(), std::int64_t{0});
+  for (std::size_t n = pages.size(); n > 1; --n)
+    std::swap(pages[n - 1], pages[choice(problem.seed, 37, n) % n]);
+  std::size_t next = 0;
+  for (std::int64_t b = 0; b < problem.batch; ++b) {
+    const std::int64_t used =
+        (problem.leftpad + problem.seqlen_k(b) + problem.page - 1) / problem.page;
+    for (std::int64_t n = 0; n < table.shape[1]; ++n)
+      store(table.dtype, table.at(b * table.strides[0] + n * table.strides[1]),
+            n < used ? static_cast<double>(pages[next++]) : -1);
+  }
+}
+
+/// Where the cache's rows are, before they can be filled.
+void fill_cache_lists(const Problem& problem, const AttentionTensors& tensors) {
+  const KvCache& cache = tensors.cache;
+  if (cache.paged()) fill_block_table(problem, tensors);
+  for (std::int64_t b = 0; cache.cache_batch_idx.exists() && b < problem.batch; ++b)
+    store(DType::i32, cache.cache_batch_idx.at(b), static_cast<double>(problem.slots - 1 - b));
+  for (std::int64_t b = 0; cache.leftpad.exists() && b < problem.batch; ++b)
+    store(DType::i32, cache.leftpad.at(b),
+          static_cast<double>(choice(problem.seed, 36, static_cast<std::uint64_t>(b)) %
+                              static_cast<std::uint64_t>(problem.leftpad + 1)));
+}
+
+/// Angles position / 10000^(pair / pairs), as Su et al. choose them (arXiv 2104.09864,
+/// section 3.2).
+void fill_rotary(const KvCache& cache) {
+  const std::int64_t pairs = cache.rotary_cos.shape[1];
+  for (std::int64_t position = 0; position < cache.rotary_cos.shape[0]; ++position)
+    for (std::int64_t pair = 0; pair < pairs; ++pair) {
+      const double angle = static_cast<double>(position) *
+                           std::pow(10000, -static_cast<double>(pair) / static_cast<double>(pairs));
+      const std::int64_t at = position * pairs + pair;
+      store(cache.rotary_cos.dtype, cache.rotary_cos.at(at), std::cos(angle));
+      store(cache.rotary_sin.dtype, cache.rotary_sin.at(at), std::sin(angle));
+    }
+}
+
+/// Factors between 1/2 and 2.
+void fill_descale(const Problem& problem, std::uint64_t which, const TensorView& factors) {
+  for (std::int64_t n = 0; factors.exists() && n < factors.elements(); ++n) {
+    const auto bits = philox(problem.seed, of_choices + which, static_cast<std::uint64_t>(n));
+    store(factors.dtype, factors.at(n), std::exp2(2 * unit_interval(bits[0]) - 1));
+  }
+}
+
 void fill_lengths(const Problem& problem, const AttentionTensors& tensors) {
-  std::int64_t sum_q = 0, sum_k = 0;
   const auto put = [](const TensorView& vector, std::int64_t at, std::int64_t value) {
     if (vector.exists()) store(vector.dtype, vector.at(at), static_cast<double>(value));
   };
+  std::int64_t sum_q = 0, sum_k = 0;
   for (std::int64_t b = 0; b < problem.batch; ++b) {
     put(tensors.cu_seqlens_q, b, sum_q);
     put(tensors.cu_seqlens_k, b, sum_k);
     put(tensors.seqlens_q, b, problem.seqlen_q(b));
-    put(tensors.seqlens_k, b, problem.seqlen_k(b));
+    const TensorView& leftpad = tensors.cache.leftpad;
+    const auto padding =
+        leftpad.exists() ? static_cast<std::int64_t>(load(leftpad.dtype, leftpad.at(b))) : 0;
+    put(tensors.seqlens_k, b, padding + problem.seqlen_k(b) - problem.seqlen_new);
     sum_q += problem.seqlen_q(b);
     sum_k += problem.seqlen_k(b);
   }
@@ -278,11 +361,20 @@ Status fill_inputs(const Problem& problem, const AttentionTensors& tensors,
     if (const std::string why = Filler::real_refusal(problem, real); !why.empty())
       return failure(Code::bad_argument, "%s", why.c_str());
   }
+  fill_cache_lists(problem, tensors);
+  fill_lengths(problem, tensors);
   const Filler filler(problem, real);
-  fill_rows(problem, filler, of_q, tensors.q);
-  fill_rows(problem, filler, of_k, tensors.k);
-  fill_rows(problem, filler, of_v, tensors.v);
-  if (tensors.dout.exists()) fill_rows(problem, filler, of_dout, tensors.dout);
+  AttentionTensors rows = tensors;
+  rows.block_mask = {};  // not filled yet, and no row's place depends on it
+  const oracle::Case place(problem, rows);
+  fill_rows(problem, place, filler, of_q, tensors.q);
+  fill_rows(problem, place, filler, of_k, tensors.k, tensors.cache.k_new, tensors.scales.k_scales);
+  fill_rows(problem, place, filler, of_v, tensors.v, tensors.cache.v_new, tensors.scales.v_scales);
+  if (tensors.dout.exists()) fill_rows(problem, place, filler, of_dout, tensors.dout);
+  if (tensors.cache.rotates()) fill_rotary(tensors.cache);
+  fill_descale(problem, 38, tensors.scales.q_descale);
+  fill_descale(problem, 39, tensors.scales.k_descale);
+  fill_descale(problem, 40, tensors.scales.v_descale);
   if (tensors.bias.exists()) fill_broadcast(problem, of_bias, tensors.bias);
   if (tensors.mask.exists()) fill_broadcast(problem, of_choices, tensors.mask);
   for (std::int64_t h = 0; tensors.sinks.exists() && h < problem.nheads_q; ++h)
@@ -292,7 +384,6 @@ Status fill_inputs(const Problem& problem, const AttentionTensors& tensors,
   for (std::int64_t h = 0; tensors.alibi_slopes.exists() && h < problem.nheads_q; ++h)
     store(tensors.alibi_slopes.dtype, tensors.alibi_slopes.at(h),
           std::exp2(-8.0 * static_cast<double>(h + 1) / static_cast<double>(problem.nheads_q)));
-  fill_lengths(problem, tensors);
   return {};
 }
 

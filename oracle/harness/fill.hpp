@@ -9,8 +9,8 @@
 
 namespace tilewise::harness {
 
-/// Writes every input tensor of `tensors` that exists: q, k, v, dout, alibi_slopes, bias, mask and
-/// the lengths. Values are rounded to each tensor's dtype; what is stored is the exact input.
+/// Writes every input tensor of `tensors` that exists: q, k, v and their like, lengths, and lists.
+/// Values are rounded to each tensor's dtype; what is stored is the exact input.
 /// `data_directory` is where fill=real finds minilm.safetensors; empty: $TILEWISE_DATA, or else the
 /// source tree's tests/data (installed as share/tilewise).
 Status fill_inputs(const Problem& problem, const AttentionTensors& tensors,

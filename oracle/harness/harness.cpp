@@ -75,9 +75,9 @@ class Judgement {
     const Outputs promised = implementation_.repeatable();
     const auto is_promised = [&](const std::string& name) {
       const std::pair<const char*, bool> outputs[] = {
-          {"o", promised.o},          {"lse", promised.lse}, {"dq", promised.dq},
-          {"dk", promised.dk},        {"dv", promised.dv},   {"dbias", promised.dbias},
-          {"dsinks", promised.dsinks}};
+          {"o", promised.o},           {"lse", promised.lse}, {"dq", promised.dq},
+          {"dk", promised.dk},         {"dv", promised.dv},   {"dbias", promised.dbias},
+          {"dsinks", promised.dsinks}, {"k", promised.o},     {"v", promised.o}};
       return std::any_of(std::begin(outputs), std::end(outputs),
                          [&](const auto& output) { return name == output.first && output.second; });
     };

@@ -24,7 +24,9 @@ Status Session::allocate() {
 Status Session::fill(const std::string& data_directory) {
   buffers_.unprotect_inputs();
   Status status = fill_inputs(problem_, buffers_.tensors(), data_directory);
-  if (status.ok()) buffers_.protect_inputs();
+  if (!status.ok()) return status;
+  buffers_.remember_updated();
+  buffers_.protect_inputs();
   return status;
 }
 
@@ -44,7 +46,7 @@ std::vector<std::string> Session::trespasses(bool& input_written) const {
   std::vector<std::string> sentences;
   input_written = false;
   for (const ProblemBuffers::Named& named : buffers_.all())
-    if (named.input)
+    if (named.use == ProblemBuffers::Use::input)
       if (const std::optional<std::ptrdiff_t> at = named.buffer.first_write()) {
         sentences.push_back(
             fmt::format("input: {} was written to, first at byte {}", named.name, *at));
@@ -52,6 +54,8 @@ std::vector<std::string> Session::trespasses(bool& input_written) const {
       }
   if (const std::string broken = buffers_.broken_guard(); !broken.empty())
     sentences.push_back("guard: " + broken);
+  if (const std::string changed = buffers_.changed_cache(problem_); !changed.empty())
+    sentences.push_back("cache: " + changed);
   if (!workspace_.guards_intact())
     sentences.push_back(
         fmt::format("guard: wrote outside its workspace of {} bytes", workspace_.size()));
