@@ -254,15 +254,15 @@ TEST(BadInput, OutputsThatShareMemory) {
        bad_argument, "dbias shares memory with bias"},
       {"dsinks in lengths", [](World& w) { w.attention.dsinks.data = w.attention.seqlens_q.data; },
        bad_argument, "dsinks shares memory with seqlens_q"},
-      {"dq on a reversed o",
+      {"dv on a reversed k",
        [](World& w) {
-         w.attention.dq.data = static_cast<float*>(w.attention.o.data) + 2 * 3 * 4 * 4 - 1;
-         w.attention.dq.strides[0] *= -1;
-         w.attention.dq.strides[1] *= -1;
-         w.attention.dq.strides[2] *= -1;
-         w.attention.dq.strides[3] *= -1;
+         w.attention.dv.data = static_cast<float*>(w.attention.k.data) + 2 * 5 * 2 * 8 - 1;
+         w.attention.dv.strides[0] *= -1;
+         w.attention.dv.strides[1] *= -1;
+         w.attention.dv.strides[2] *= -1;
+         w.attention.dv.strides[3] *= -1;
        },
-       bad_argument, "dq shares memory with o"},
+       bad_argument, "dv shares memory with k"},
   };
   for (const BadInput& bad : table) expect_refused(dense(), bad);
 }

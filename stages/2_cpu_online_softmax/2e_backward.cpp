@@ -25,6 +25,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 namespace tilewise::stages {
 namespace {
@@ -33,96 +34,83 @@ using simd::Broadcast;
 using simd::Floats;
 using simd::Into;
 using simd::lanes;
+using simd::tile_product;
 
 constexpr std::int64_t Br = 64, Bc = 64;
 constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 
-std::int64_t padded(std::int64_t width) {
+constexpr std::int64_t padded(std::int64_t width) {
   return (width + lanes - 1) / lanes * lanes;
 }
 
 /// Tiles of one key block against one query block; the key index, or d, fastest.
 struct Tiles {
-  Tiles(std::int64_t d, std::int64_t dv)
-      : Kt(d * Bc),
-        Vt(dv * Bc),
-        K(Bc * padded(d)),
-        V(Bc * padded(dv)),
-        P(Br * Bc),
-        dS(Br * Bc),
-        dKt(d * Bc),
-        dVt(dv * Bc),
-        row(Br * std::max(padded(d), padded(dv))),
-        m(Br),
-        l(Br) {}
-
-  simd::Buffer Kt, Vt;    ///< [d][Bc]
-  simd::Buffer K, V;      ///< [Bc][padded d]
-  simd::Buffer P, dS;     ///< [Br][Bc]
-  simd::Buffer dKt, dVt;  ///< [d][Bc]
-  simd::Buffer row;       ///< [Br][padded d]: O forward, dQ backward
-  simd::Buffer m, l;      ///< [Br], forward
+  std::int64_t d, dv;
+  simd::Buffer Kt{d * Bc}, Vt{dv * Bc};                    ///< [d][Bc]
+  simd::Buffer K{Bc * padded(d)}, V{Bc * padded(dv)};      ///< [Bc][padded d]
+  simd::Buffer P{Br * Bc}, dS{Br * Bc};                    ///< [Br][Bc]
+  simd::Buffer dKt{d * Bc}, dVt{dv * Bc};                  ///< [d][Bc]
+  simd::Buffer row{Br * std::max(padded(d), padded(dv))};  ///< O forward, dQ backward
+  simd::Buffer m{Br}, l{Br};                               ///< forward
 };
 
-/// Rows j0..j0 + Bc, zeros past the last: as they are, or transposed.
-void pack(ConstMatrix from, std::int64_t j0, simd::Buffer& to) {
-  const std::int64_t width = padded(from.cols);
+/// Rows j0..j0 + Bc, zeros past the last. Element (j, c) goes to to[j * row + c * step].
+void pack(ConstMatrix from, std::int64_t j0, simd::Buffer& to, std::int64_t row,
+          std::int64_t step) {
   for (std::int64_t j = 0; j < Bc; ++j)
     for (std::int64_t c = 0; c < from.cols; ++c)
-      to[j * width + c] = j0 + j < from.rows ? from(j0 + j, c) : 0;
-}
-void pack_transposed(ConstMatrix from, std::int64_t j0, simd::Buffer& to) {
-  for (std::int64_t c = 0; c < from.cols; ++c)
-    for (std::int64_t j = 0; j < Bc; ++j) to[c * Bc + j] = j0 + j < from.rows ? from(j0 + j, c) : 0;
+      to[j * row + c * step] = j0 + j < from.rows ? from(j0 + j, c) : 0;
 }
 
 /// S = scale Q_i K_j^T, -inf where row i0 + r may not see key j0 + j.
 void scores(const StageArgs& args, ConstMatrix Q, std::int64_t i0, std::int64_t rows,
             std::int64_t j0, Tiles& t) {
-  simd::tile_product<Into::replace>(rows, Bc, Q.cols, Broadcast{Q.row(i0), Q.stride, 1},
-                                    t.Kt.data(), Bc, t.P.data(), Bc);
+  tile_product<Into::replace>(rows, Bc, t.d, Broadcast{Q.row(i0), Q.stride, 1}, t.Kt.data(), Bc,
+                              t.P.data(), Bc);
   for (std::int64_t r = 0; r < rows; ++r)
     for (std::int64_t j = 0, keys = args.keys_of_row(i0 + r) - j0; j < Bc; ++j)
       t.P[r * Bc + j] = j < keys ? args.softmax_scale * t.P[r * Bc + j] : minus_infinity;
 }
 
-/// O and LSE of a row block, by the recurrence of 2b.
+/// One row of scores to exp(S - m), with m and l brought up to date; what O is to be multiplied by.
+float online_softmax(float* p, float& m, float& l) {
+  Floats most(m), sum(0.0f);
+  for (std::int64_t j = 0; j < Bc; j += lanes) most = simd::max(most, simd::load<Floats>(p + j));
+  const float m_new = simd::reduce_max(most), shift = m_new == minus_infinity ? 0 : m_new;
+  const float alpha = std::exp(m - shift);
+  for (std::int64_t j = 0; j < Bc; j += lanes) {
+    const Floats e = simd::exp(simd::load<Floats>(p + j) - Floats(shift));
+    simd::store(p + j, e);
+    sum = sum + e;
+  }
+  m = m_new;
+  l = alpha * l + simd::reduce_add(sum);
+  return alpha;
+}
+
+/// O and LSE of a row block, as in 2b.
 void forward_block(const StageArgs& args, std::int64_t b, std::int64_t h, std::int64_t i0,
                    Tiles& t) {
-  const ConstMatrix Q = args.q(b, h);
   const ConstMatrix K = args.k(b, args.kv_head(h)), V = args.v(b, args.kv_head(h));
-  const std::int64_t rows = std::min(Br, args.seqlen_q - i0), width = padded(V.cols);
+  const std::int64_t rows = std::min(Br, args.seqlen_q - i0), width = padded(t.dv);
   std::fill_n(t.row.data(), Br * width, 0.0f);
   std::fill_n(t.m.data(), Br, minus_infinity);
   std::fill_n(t.l.data(), Br, 0.0f);
   const std::int64_t keys = args.keys_of_row(i0 + rows - 1);
   for (std::int64_t j0 = 0; j0 < keys; j0 += Bc) {
-    pack_transposed(K, j0, t.Kt);
-    pack(V, j0, t.V);
-    scores(args, Q, i0, rows, j0, t);
+    pack(K, j0, t.Kt, 1, Bc);
+    pack(V, j0, t.V, width, 1);
+    scores(args, args.q(b, h), i0, rows, j0, t);
     for (std::int64_t r = 0; r < rows; ++r) {
-      float* p = &t.P[r * Bc];
-      Floats most(t.m[r]), sum(0.0f);
-      for (std::int64_t j = 0; j < Bc; j += lanes)
-        most = simd::max(most, simd::load<Floats>(p + j));
-      const float m = simd::reduce_max(most);
-      const float shift = m == minus_infinity ? 0 : m;
-      const float alpha = std::exp(t.m[r] - shift);
-      for (std::int64_t j = 0; j < Bc; j += lanes) {
-        const Floats e = simd::exp(simd::load<Floats>(p + j) - Floats(shift));
-        simd::store(p + j, e);
-        sum = sum + e;
-      }
-      t.m[r] = m;
-      t.l[r] = alpha * t.l[r] + simd::reduce_add(sum);
+      const float alpha = online_softmax(&t.P[r * Bc], t.m[r], t.l[r]);
       for (std::int64_t c = 0; c < width; ++c) t.row[r * width + c] *= alpha;
     }
-    simd::tile_product<Into::add>(rows, width, Bc, Broadcast{t.P.data(), Bc, 1}, t.V.data(), width,
-                                  t.row.data(), width);
+    tile_product<Into::add>(rows, width, Bc, Broadcast{t.P.data(), Bc, 1}, t.V.data(), width,
+                            t.row.data(), width);
   }
   for (std::int64_t r = 0; r < rows; ++r) {
     const bool empty = args.keys_of_row(i0 + r) == 0;
-    for (std::int64_t c = 0; c < V.cols; ++c)
+    for (std::int64_t c = 0; c < t.dv; ++c)
       args.o(b, h)(i0 + r, c) = empty ? 0 : t.row[r * width + c] / t.l[r];
     args.lse(b, h)[i0 + r] = empty ? minus_infinity : t.m[r] + std::log(t.l[r]);
   }
@@ -133,12 +121,12 @@ void forward_block(const StageArgs& args, std::int64_t b, std::int64_t h, std::i
 void backward_tile(const StageArgs& args, std::int64_t b, std::int64_t h, std::int64_t i0,
                    std::int64_t j0, const float* D, Tiles& t) {
   const ConstMatrix Q = args.q(b, h), dO = args.dout(b, h);
-  const Matrix dQ = args.dq(b, h);
-  const std::int64_t rows = std::min(Br, args.seqlen_q - i0), width = padded(Q.cols);
+  const std::int64_t rows = std::min(Br, args.seqlen_q - i0), width = padded(t.d);
+  const Broadcast dO_i{dO.row(i0), dO.stride, 1}, dO_i_transposed{dO.row(i0), 1, dO.stride},
+      Q_i_transposed{Q.row(i0), 1, Q.stride}, dS{t.dS.data(), Bc, 1};
 
   scores(args, Q, i0, rows, j0, t);
-  simd::tile_product<Into::replace>(rows, Bc, dO.cols, Broadcast{dO.row(i0), dO.stride, 1},
-                                    t.Vt.data(), Bc, t.dS.data(), Bc);  // dP
+  tile_product<Into::replace>(rows, Bc, t.dv, dO_i, t.Vt.data(), Bc, t.dS.data(), Bc);  // dP
   for (std::int64_t r = 0; r < rows; ++r) {
     const float lse = args.lse(b, h)[i0 + r];
     const Floats shift(lse == minus_infinity ? 0 : lse), d(D[i0 + r]), scale(args.softmax_scale);
@@ -148,54 +136,47 @@ void backward_tile(const StageArgs& args, std::int64_t b, std::int64_t h, std::i
       simd::store(&t.dS[x], scale * p * (simd::load<Floats>(&t.dS[x]) - d));  // with dS's scale
     }
   }
-  simd::tile_product<Into::add>(dO.cols, Bc, rows, Broadcast{dO.row(i0), 1, dO.stride}, t.P.data(),
-                                Bc, t.dVt.data(), Bc);
-  simd::tile_product<Into::add>(Q.cols, Bc, rows, Broadcast{Q.row(i0), 1, Q.stride}, t.dS.data(),
-                                Bc, t.dKt.data(), Bc);
-  simd::tile_product<Into::replace>(rows, width, Bc, Broadcast{t.dS.data(), Bc, 1}, t.K.data(),
-                                    width, t.row.data(), width);
+  tile_product<Into::add>(t.dv, Bc, rows, dO_i_transposed, t.P.data(), Bc, t.dVt.data(), Bc);
+  tile_product<Into::add>(t.d, Bc, rows, Q_i_transposed, t.dS.data(), Bc, t.dKt.data(), Bc);
+  tile_product<Into::replace>(rows, width, Bc, dS, t.K.data(), width, t.row.data(), width);
   for (std::int64_t r = 0; r < rows; ++r)
-    for (std::int64_t c = 0; c < Q.cols; ++c) dQ(i0 + r, c) += t.row[r * width + c];
+    for (std::int64_t c = 0; c < t.d; ++c) args.dq(b, h)(i0 + r, c) += t.row[r * width + c];
 }
 // [end tile]
 
 // [snippet key_blocks]
 /// dK and dV of one key/value head, and dQ of the query heads that read it.
 void backward_head(const StageArgs& args, std::int64_t b, std::int64_t kv, Tiles& t) {
-  const std::int64_t group = args.nheads_q / args.nheads_k, first_head = kv * group;
+  const std::int64_t group = args.nheads_q / args.nheads_k, first = kv * group;
   simd::Buffer D(group * args.seqlen_q);
-  for (std::int64_t g = 0; g < group; ++g)
+  for (std::int64_t h = first; h < first + group; ++h)
     for (std::int64_t i = 0; i < args.seqlen_q; ++i) {
-      float sum = 0;
-      for (std::int64_t c = 0; c < args.head_dim_v; ++c)
-        sum += args.dout(b, first_head + g)(i, c) * args.o(b, first_head + g)(i, c);
-      D[g * args.seqlen_q + i] = sum;
-      std::fill_n(args.dq(b, first_head + g).row(i), args.head_dim, 0.0f);
+      const float *dO = args.dout(b, h).row(i), *O = args.o(b, h).row(i);
+      D[(h - first) * args.seqlen_q + i] = std::inner_product(dO, dO + t.dv, O, 0.0f);
+      std::fill_n(args.dq(b, h).row(i), t.d, 0.0f);
     }
 
   const ConstMatrix K = args.k(b, kv), V = args.v(b, kv);
   for (std::int64_t j0 = 0; j0 < args.seqlen_k; j0 += Bc) {
-    pack(K, j0, t.K);
-    pack_transposed(K, j0, t.Kt);
-    pack_transposed(V, j0, t.Vt);
-    std::fill_n(t.dKt.data(), K.cols * Bc, 0.0f);
-    std::fill_n(t.dVt.data(), V.cols * Bc, 0.0f);
-    for (std::int64_t g = 0; g < group; ++g)
-      for (std::int64_t i0 = 0; i0 < args.seqlen_q; i0 += Br) {
-        const std::int64_t last_row = std::min(i0 + Br, args.seqlen_q) - 1;
-        if (args.keys_of_row(last_row) <= j0) continue;  // above the diagonal
-        backward_tile(args, b, first_head + g, i0, j0, D.data() + g * args.seqlen_q, t);
-      }
+    pack(K, j0, t.K, padded(t.d), 1);
+    pack(K, j0, t.Kt, 1, Bc);
+    pack(V, j0, t.Vt, 1, Bc);
+    std::fill_n(t.dKt.data(), t.d * Bc, 0.0f);
+    std::fill_n(t.dVt.data(), t.dv * Bc, 0.0f);
+    for (std::int64_t h = first; h < first + group; ++h)
+      for (std::int64_t i0 = 0; i0 < args.seqlen_q; i0 += Br)
+        if (args.keys_of_row(std::min(i0 + Br, args.seqlen_q) - 1) > j0)  // below the diagonal
+          backward_tile(args, b, h, i0, j0, &D[(h - first) * args.seqlen_q], t);
     for (std::int64_t j = 0; j < std::min(Bc, K.rows - j0); ++j) {
-      for (std::int64_t c = 0; c < K.cols; ++c) args.dk(b, kv)(j0 + j, c) = t.dKt[c * Bc + j];
-      for (std::int64_t c = 0; c < V.cols; ++c) args.dv(b, kv)(j0 + j, c) = t.dVt[c * Bc + j];
+      for (std::int64_t c = 0; c < t.d; ++c) args.dk(b, kv)(j0 + j, c) = t.dKt[c * Bc + j];
+      for (std::int64_t c = 0; c < t.dv; ++c) args.dv(b, kv)(j0 + j, c) = t.dVt[c * Bc + j];
     }
   }
 }
 // [end key_blocks]
 
 void run(const StageArgs& args) {
-  Tiles tiles(args.head_dim, args.head_dim_v);
+  Tiles tiles{args.head_dim, args.head_dim_v};
   for (std::int64_t b = 0; b < args.batch; ++b) {
     for (std::int64_t h = 0; h < args.nheads_q; ++h)
       for (std::int64_t i0 = 0; i0 < args.seqlen_q; i0 += Br) forward_block(args, b, h, i0, tiles);
