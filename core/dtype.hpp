@@ -125,7 +125,7 @@ inline double load(DType dtype, const void* element) {
     case DType::i32: return detail::load_as<std::int32_t>(element);
     case DType::boolean: return detail::load_bits<std::uint8_t>(element) != 0 ? 1.0 : 0.0;
     case DType::i8: return detail::load_as<std::int8_t>(element);
-    case DType::q8_0: break;  // a block is no number: read_row() of quantised.hpp
+    case DType::q8_0: break;  // a block is no number: load_number() of quantised.hpp
   }
   return std::numeric_limits<double>::quiet_NaN();
 }

@@ -608,9 +608,11 @@ TEST(Cache, IsAPlainCallOnTheRowsGathered) {
         for (std::int64_t h = 0; h < 2; ++h) {
           const auto [block, r] = place(a, b, held[b] + n);
           const std::size_t at = offset(a.k, block, r, h);
+          // NOLINTNEXTLINE(bugprone-suspicious-memory-comparison): the same bits
           EXPECT_EQ(std::memcmp(floats(a.k) + at, floats(a.k_new) + offset(a.k_new, b, n, h),
                                 8 * sizeof(float)),
                     0);
+          // NOLINTNEXTLINE(bugprone-suspicious-memory-comparison): the same bits
           EXPECT_EQ(std::memcmp(floats(a.v) + offset(a.v, block, r, h),
                                 floats(a.v_new) + offset(a.v_new, b, n, h), 4 * sizeof(float)),
                     0);

@@ -142,7 +142,7 @@ TEST(Course, KeepsOneIdeaToAFile) {
     std::ifstream file(entry.path());
     int lines = 0;
     for (std::string line; std::getline(file, line);) ++lines;
-    EXPECT_LE(lines, 240) << entry.path() << ": a step is about 200 lines at most";
+    EXPECT_LE(lines, 200) << entry.path() << ": a step is about 200 lines at most";
     ++files;
   }
   EXPECT_GE(files, 10);

@@ -16,7 +16,8 @@
 //
 // Tiles start at multiples of Bc from the sequence's first key, and a tile in which a row sees
 // nothing leaves that row's m, l and O as they were. So a row's bits depend on its own query, keys
-// and masks alone: not on its neighbours, the batch, or who computes it.
+// and masks alone: not on its neighbours, the batch, or who computes it. (Where runs begin depends
+// on what the whole block can reach.)
 #include "cpu/portable/append.hpp"
 #include "cpu/portable/operands.hpp"
 #include "cpu/portable/portable.hpp"

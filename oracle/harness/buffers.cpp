@@ -139,16 +139,17 @@ AttentionTensors tensor_shapes(const Problem& problem, const Outputs& outputs) {
   if (problem.mask) shapes.mask = broadcastable(problem, DType::boolean, *problem.mask);
   if (problem.sink) shapes.sinks = contiguous(nullptr, DType::f32, problem.nheads_q);
   if (problem.blocks) shapes.block_mask = block_mask(problem, *problem.blocks);
-  if (problem.layout == Layout::packed)
-    shapes.cu_seqlens_q = contiguous(nullptr, DType::i32, problem.batch + 1);
+  const TensorView starts = contiguous(nullptr, DType::i32, problem.batch + 1);
+  const TensorView lengths = contiguous(nullptr, DType::i32, problem.batch);
+  const bool packed = problem.layout == Layout::packed;
+  if (packed)
+    shapes.cu_seqlens_q = starts;
   else if (problem.varlen())
-    shapes.seqlens_q = contiguous(nullptr, DType::i32, problem.batch);
-  if (problem.cached())
-    shapes.seqlens_k = contiguous(nullptr, DType::i32, problem.batch);
-  else if (problem.layout == Layout::packed)
-    shapes.cu_seqlens_k = contiguous(nullptr, DType::i32, problem.batch + 1);
-  else if (problem.varlen())
-    shapes.seqlens_k = contiguous(nullptr, DType::i32, problem.batch);
+    shapes.seqlens_q = lengths;
+  if (packed && !problem.cached())
+    shapes.cu_seqlens_k = starts;
+  else if (problem.cached() || problem.varlen())
+    shapes.seqlens_k = lengths;
   if (problem.pass == Pass::backward) shapes.dout = of_queries(stored, problem.head_dim_v);
   if (outputs.o) shapes.o = of_queries(stored, problem.head_dim_v);
   if (outputs.lse)

@@ -1,10 +1,9 @@
 // 2e. The backward pass by recomputation.
 //
 // Forward keeps no P; but P_ij = exp(S_ij - LSE_i), so O and LSE are enough to build any tile of it
-// again. Equations as in 1d, tile by tile (Dao 2023, arXiv 2307.08691, Algorithm 2):
+// again. The equations are 1d's, tile by tile (Dao 2023, arXiv 2307.08691, Algorithm 2):
 //
-//   D_i = dO_i . O_i                 first, one number a row (= sum_j P_ij dP_ij, appendix B.2 of
-//                                    Dao et al. 2022)
+//   D_i = dO_i . O_i                 first, one number a row (Dao et al. 2022, appendix B.2)
 //   for each block of keys j:        K^T, V^T packed once; dK^T, dV^T stay here
 //     for each block of queries i:     S  = scale Q_i K_j^T     P  = exp(S - LSE_i)
 //                                      dP = dO_i V_j^T          dS = P o (dP - D_i)
@@ -17,7 +16,6 @@
 //         |               |          |               broadcast each.
 //       dQ adds up     dK, dV     dK, dV
 //       across blocks  stay       stay
-//
 // Extra memory: D, one float a query row and head at a time, and the tiles.
 #include "cpu/simd.hpp"
 #include "stages/stage.hpp"
@@ -30,36 +28,27 @@
 namespace tilewise::stages {
 namespace {
 
-using simd::Broadcast;
-using simd::Floats;
-using simd::Into;
-using simd::lanes;
-using simd::tile_product;
+using simd::Broadcast, simd::Floats, simd::Into, simd::lanes, simd::tile_product;
 
 constexpr std::int64_t Br = 64, Bc = 64;
 constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
-
-constexpr std::int64_t padded(std::int64_t width) {
-  return (width + lanes - 1) / lanes * lanes;
-}
+constexpr auto padded = [](std::int64_t width) { return (width + lanes - 1) / lanes * lanes; };
 
 /// Tiles of one key block against one query block; the key index, or d, fastest.
 struct Tiles {
   std::int64_t d, dv;
-  simd::Buffer Kt{d * Bc}, Vt{dv * Bc};                    ///< [d][Bc]
-  simd::Buffer K{Bc * padded(d)}, V{Bc * padded(dv)};      ///< [Bc][padded d]
-  simd::Buffer P{Br * Bc}, dS{Br * Bc};                    ///< [Br][Bc]
-  simd::Buffer dKt{d * Bc}, dVt{dv * Bc};                  ///< [d][Bc]
-  simd::Buffer row{Br * std::max(padded(d), padded(dv))};  ///< O forward, dQ backward
-  simd::Buffer m{Br}, l{Br};                               ///< forward
+  simd::Buffer Kt{d * Bc}, Vt{dv * Bc}, dKt{d * Bc}, dVt{dv * Bc};  ///< [d][Bc]
+  simd::Buffer K{Bc * padded(d)}, V{Bc * padded(dv)};               ///< [Bc][padded d]
+  simd::Buffer P{Br * Bc}, dS{Br * Bc}, m{Br}, l{Br};               ///< [Br][Bc]; m and l [Br]
+  simd::Buffer row{Br * std::max(padded(d), padded(dv))};           ///< O forward, dQ backward
 };
 
-/// Rows j0..j0 + Bc, zeros past the last. Element (j, c) goes to to[j * row + c * step].
-void pack(ConstMatrix from, std::int64_t j0, simd::Buffer& to, std::int64_t row,
-          std::int64_t step) {
+/// Rows j0..j0 + Bc, zeros past the last: as they are, or transposed.
+template <bool transposed>
+void pack(ConstMatrix X, std::int64_t j0, float* to) {
   for (std::int64_t j = 0; j < Bc; ++j)
-    for (std::int64_t c = 0; c < from.cols; ++c)
-      to[j * row + c * step] = j0 + j < from.rows ? from(j0 + j, c) : 0;
+    for (std::int64_t c = 0, width = padded(X.cols); c < X.cols; ++c)
+      to[transposed ? c * Bc + j : j * width + c] = j0 + j < X.rows ? X(j0 + j, c) : 0;
 }
 
 /// S = scale Q_i K_j^T, -inf where row i0 + r may not see key j0 + j.
@@ -72,20 +61,21 @@ void scores(const StageArgs& args, ConstMatrix Q, std::int64_t i0, std::int64_t 
       t.P[r * Bc + j] = j < keys ? args.softmax_scale * t.P[r * Bc + j] : minus_infinity;
 }
 
-/// One row of scores to exp(S - m), with m and l brought up to date; what O is to be multiplied by.
-float online_softmax(float* p, float& m, float& l) {
-  Floats most(m), sum(0.0f);
+/// Row r of S to exp(S - m), with m, l and O brought up to date.
+void online_softmax(std::int64_t r, std::int64_t width, Tiles& t) {
+  float *const p = &t.P[r * Bc], *const o = &t.row[r * width];
+  Floats most(t.m[r]), sum(0.0f);
   for (std::int64_t j = 0; j < Bc; j += lanes) most = simd::max(most, simd::load<Floats>(p + j));
-  const float m_new = simd::reduce_max(most), shift = m_new == minus_infinity ? 0 : m_new;
-  const float alpha = std::exp(m - shift);
+  const float m = simd::reduce_max(most), shift = m == minus_infinity ? 0 : m;
+  const float alpha = std::exp(t.m[r] - shift);
   for (std::int64_t j = 0; j < Bc; j += lanes) {
     const Floats e = simd::exp(simd::load<Floats>(p + j) - Floats(shift));
     simd::store(p + j, e);
     sum = sum + e;
   }
-  m = m_new;
-  l = alpha * l + simd::reduce_add(sum);
-  return alpha;
+  t.m[r] = m;
+  t.l[r] = alpha * t.l[r] + simd::reduce_add(sum);
+  for (std::int64_t c = 0; c < width; ++c) o[c] *= alpha;
 }
 
 /// O and LSE of a row block, as in 2b.
@@ -96,23 +86,18 @@ void forward_block(const StageArgs& args, std::int64_t b, std::int64_t h, std::i
   std::fill_n(t.row.data(), Br * width, 0.0f);
   std::fill_n(t.m.data(), Br, minus_infinity);
   std::fill_n(t.l.data(), Br, 0.0f);
-  const std::int64_t keys = args.keys_of_row(i0 + rows - 1);
-  for (std::int64_t j0 = 0; j0 < keys; j0 += Bc) {
-    pack(K, j0, t.Kt, 1, Bc);
-    pack(V, j0, t.V, width, 1);
+  for (std::int64_t j0 = 0, keys = args.keys_of_row(i0 + rows - 1); j0 < keys; j0 += Bc) {
+    pack<true>(K, j0, t.Kt.data());
+    pack<false>(V, j0, t.V.data());
     scores(args, args.q(b, h), i0, rows, j0, t);
-    for (std::int64_t r = 0; r < rows; ++r) {
-      const float alpha = online_softmax(&t.P[r * Bc], t.m[r], t.l[r]);
-      for (std::int64_t c = 0; c < width; ++c) t.row[r * width + c] *= alpha;
-    }
+    for (std::int64_t r = 0; r < rows; ++r) online_softmax(r, width, t);
     tile_product<Into::add>(rows, width, Bc, Broadcast{t.P.data(), Bc, 1}, t.V.data(), width,
                             t.row.data(), width);
   }
   for (std::int64_t r = 0; r < rows; ++r) {
-    const bool empty = args.keys_of_row(i0 + r) == 0;
-    for (std::int64_t c = 0; c < t.dv; ++c)
-      args.o(b, h)(i0 + r, c) = empty ? 0 : t.row[r * width + c] / t.l[r];
-    args.lse(b, h)[i0 + r] = empty ? minus_infinity : t.m[r] + std::log(t.l[r]);
+    const float l = t.l[r] == 0 ? 1 : t.l[r];  // 0: no key, and O = 0, LSE = -inf come out
+    for (std::int64_t c = 0; c < t.dv; ++c) args.o(b, h)(i0 + r, c) = t.row[r * width + c] / l;
+    args.lse(b, h)[i0 + r] = t.m[r] + std::log(l);
   }
 }
 
@@ -155,12 +140,11 @@ void backward_head(const StageArgs& args, std::int64_t b, std::int64_t kv, Tiles
       D[(h - first) * args.seqlen_q + i] = std::inner_product(dO, dO + t.dv, O, 0.0f);
       std::fill_n(args.dq(b, h).row(i), t.d, 0.0f);
     }
-
   const ConstMatrix K = args.k(b, kv), V = args.v(b, kv);
   for (std::int64_t j0 = 0; j0 < args.seqlen_k; j0 += Bc) {
-    pack(K, j0, t.K, padded(t.d), 1);
-    pack(K, j0, t.Kt, 1, Bc);
-    pack(V, j0, t.Vt, 1, Bc);
+    pack<false>(K, j0, t.K.data());
+    pack<true>(K, j0, t.Kt.data());
+    pack<true>(V, j0, t.Vt.data());
     std::fill_n(t.dKt.data(), t.d * Bc, 0.0f);
     std::fill_n(t.dVt.data(), t.dv * Bc, 0.0f);
     for (std::int64_t h = first; h < first + group; ++h)
@@ -188,19 +172,17 @@ void run(const StageArgs& args) {
 // Forward as 2b. Backward (Dao et al. 2022, Theorem 5): O and dO once for D, dQ zeroed; K, V, dK,
 // dV once a key head; and for every tile that the mask leaves, its Q, dO, LSE, D, and dQ both ways.
 double bytes_moved(const StageArgs& args) {
-  const double d = static_cast<double>(args.head_dim), dv = static_cast<double>(args.head_dim_v);
-  const double sq = static_cast<double>(args.seqlen_q), sk = static_cast<double>(args.seqlen_k);
-  const double heads_q = static_cast<double>(args.batch * args.nheads_q);
-  const double heads_k = static_cast<double>(args.batch * args.nheads_k);
+  const auto real = [](std::int64_t number) { return static_cast<double>(number); };
+  const double d = real(args.head_dim), dv = real(args.head_dim_v), sq = real(args.seqlen_q);
+  const double heads = real(args.batch * args.nheads_q);
+  const double keys_and_values = real(args.batch * args.nheads_k * args.seqlen_k) * (d + dv);
   double forward = sq * (d + dv + 1), backward = sq * (2 * dv + 1 + d);
   for (std::int64_t i0 = 0; i0 < args.seqlen_q; i0 += Br) {
     const std::int64_t end = std::min(i0 + Br, args.seqlen_q), keys = args.keys_of_row(end - 1);
-    forward += static_cast<double>(keys) * (d + dv);
-    const std::int64_t tiles = (keys + Bc - 1) / Bc;
-    backward += static_cast<double>(tiles * (end - i0)) * (3 * d + dv + 2);
+    forward += real(keys) * (d + dv);
+    backward += real((keys + Bc - 1) / Bc * (end - i0)) * (3 * d + dv + 2);
   }
-  if (!args.backward) return 4 * heads_q * forward;
-  return 4 * (heads_q * (forward + backward) + heads_k * 2 * sk * (d + dv));
+  return 4 * (args.backward ? heads * (forward + backward) + 2 * keys_and_values : heads * forward);
 }
 
 }  // namespace
