@@ -24,6 +24,7 @@ tidy|360|build test tidy|clang-tidy over every source
 clang|360|build test clang|clang++, warnings as errors, every test
 asan-ubsan|480|build test clang|address and undefined-behaviour sanitizers, with clang
 tsan|480|build test clang|thread sanitizer, with clang's OpenMP
+fuzz|240|build clang|libFuzzer on the C interface, the problem line and the file readers, 60 s each
 tour|120|build plot|./tour.sh --quick
 EOT
 }
@@ -118,6 +119,23 @@ run_abi() {
   return $status
 }
 
+# Each target's line, and what it found, stands in the log.
+run_fuzz() {
+  local status=0 lines
+  preset_built fuzz || return 1
+  fuzz_all() {
+    find tests/fuzz/corpus -mindepth 1 -maxdepth 1 -type d | sed 's|.*/||' | sort |
+      xargs -n 1 -P "$(processors)" sh -c 'tests/fuzz/run.sh "$0" 60'
+  }
+  step "Fuzz, 60 s a target" fuzz fuzz_all || status=$?
+  lines=$(grep -E ' edges +(passed|FAILED)$' build/logs/fuzz.log || true)
+  sed 's/^/  /' <<<"$lines"
+  passed=$((passed + $(grep -c 'passed$' <<<"$lines" || true)))
+  failed=$((failed + $(grep -c 'FAILED$' <<<"$lines" || true)))
+  if [ $status -ne 0 ] && ! grep -q 'FAILED$' <<<"$lines"; then failed=$((failed + 1)); fi
+  return $status
+}
+
 run_tour() {
   local status=0
   step "./tour.sh --quick" tour ./tour.sh --quick || status=$?
@@ -134,6 +152,7 @@ run_label() {
     format) run_format ;;
     tidy) run_tidy ;;
     abi) run_abi ;;
+    fuzz) run_fuzz ;;
     tour) run_tour ;;
   esac
 }

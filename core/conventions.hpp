@@ -121,6 +121,7 @@ inline constexpr ConventionPreset convention_presets[] = {
      detail::differing([](Conventions& c) {
        c.empty_row_lse = EmptyRowLse::unspecified;
        c.default_scale = DefaultScale::required;
+       c.mask_and_causal = MaskAndCausal::refuse;
      })},
     {"jax", "jax.nn.dot_product_attention", detail::differing([](Conventions& c) {
        c.alignment = Alignment::top_left;

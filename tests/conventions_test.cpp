@@ -1,16 +1,27 @@
-// What each preset of conventions says, written out by hand field by field, and what that means for
-// which keys a row sees and how its scores are scaled. docs/conventions.md names the sources.
+// What each preset of conventions says, written out by hand field by field, what that means for
+// which keys a row sees and how its scores are scaled, and the numbers that it gives on small
+// problems. docs/conventions.md names the sources.
 #include "core/attention.hpp"
 #include "core/conventions.hpp"
+#include "include/tilewise/tilewise.h"
+#include "oracle/attention.hpp"
+#include "oracle/harness/buffers.hpp"
 #include "oracle/problem.hpp"
+#include "tools/capi_implementation.hpp"
 
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <cstddef>
+#include <cstring>
 #include <iterator>
+#include <limits>
+#include <memory>
+#include <optional>
 #include <set>
+#include <string>
 #include <string_view>
+#include <vector>
 
 namespace tilewise {
 namespace {
@@ -47,7 +58,7 @@ const Row expected_rows[] = {
     {"onnx",            {top_left,     zero,         unspecified, natural,  before,    root_d,   cap_first,  distance,    intersect}},
     {"cudnn",           {top_left,     zero,         unspecified, natural,  with_self, one,      cap_first,  signed_form, intersect}},
     {"ggml",            {bottom_right, zero,         unspecified, natural,  before,    required, cap_first,  distance,    intersect}},
-    {"mlx",             {bottom_right, zero,         unspecified, natural,  before,    required, cap_first,  distance,    intersect}},
+    {"mlx",             {bottom_right, zero,         unspecified, natural,  before,    required, cap_first,  distance,    refuse}},
     {"jax",             {top_left,     mean_v,       unspecified, natural,  before,    root_d,   cap_first,  distance,    intersect}},
     {"triton_tutorial", {top_left,     zero,         unspecified, base_two, before,    required, cap_first,  distance,    intersect}},
     {"hf_eager",        {bottom_right, mean_v,       unspecified, natural,  with_self, root_d,   cap_first,  distance,    intersect}},
@@ -135,14 +146,279 @@ TEST(Conventions, WhatAPresetMeansForRowsAndScales) {
   }
 }
 
-TEST(Conventions, OnlyTorchRefusesAMaskBesideCausal) {
-  for (const ConventionPreset& preset : convention_presets) {
-    Problem problem;
-    problem.conventions = preset.conventions;
-    problem.softmax_scale = 1;
-    problem.causal = true;
-    problem.mask = Broadcast{true, false, false, true};
-    EXPECT_EQ(inconsistency(problem).empty(), preset.name != "torch_sdpa") << preset.name;
+// ------------------------------------------------------------------- disagreements, in numbers
+//
+// Small problems worked out by hand, with the numbers that each system's rules give. The oracle has
+// to find them, and cpu.portable through the C interface, started with nothing but the preset's
+// name.
+//
+// One head. Where nothing else is said, q is 0: then all scores are 0, a row is the mean of the
+// values it sees, and its LSE is the logarithm of how many they are. V = 1, 2, 4 or, for two keys,
+// 1, 3; its means are 7/3 and 2.
+
+const double ln2 = std::log(2.0), ln3 = std::log(3.0), ln4 = std::log(4.0), e = std::exp(1.0);
+
+/// A row of the answer: O, and LSE in natural units. `none`: the row sees no key.
+struct Answer {
+  double o, lse;
+  bool empty = false;
+};
+const Answer none{0, 0, true};
+using Answers = std::vector<Answer>;
+
+// Causal, 2 queries and 3 keys.
+const Answers wide_bottom_right{{1.5, ln2}, {7 / 3.0, ln3}};  // 110, 111
+const Answers wide_top_left{{1, 0}, {1.5, ln2}};              // 100, 110
+
+// Causal, 3 queries and 2 keys.
+const Answers tall_bottom_right{none, {1, 0}, {2, ln2}};  // 00, 10, 11
+const Answers tall_top_left{{1, 0}, {2, ln2}, {2, ln2}};  // 10, 11, 11
+
+// A mask of 000 and 011.
+const Answers masked{none, {3, ln2}};
+
+// window=1,0 of 3 queries and 3 keys.
+const Answers window_and_self{{1, 0}, {1.5, ln2}, {3, ln2}};  // 100, 110, 011
+const Answers window_of_self{{1, 0}, {2, 0}, {4, 0}};         // 100, 010, 001
+
+// No scale given; head_dim 4, q . k = 2 ln 3 and 0, V = 0, 4.
+//   1 / sqrt(4): scores ln 3, 0; weights 3 and 1 of 4.      1: scores ln 9, 0; weights 9 and 1
+//   of 10.
+const Answers scaled_by_half{{1, ln4}};
+const Answers not_scaled{{0.4, std::log(10.0)}};
+const Answers refused{};
+
+// softcap=2, a bias of ln 3 and 0, V = 0, 4. A capped 0 is 0; a capped ln 3 is
+// 2 tanh(ln 3 / 2) = 2 (3 - 1) / (3 + 1) = 1.
+//   softcap first: scores ln 3, 0, as above.      bias first: scores 1, 0; weights e and 1.
+const Answers capped_then_biased{{1, ln4}};
+const Answers biased_then_capped{{4 / (1 + e), std::log(1 + e)}};
+
+// ALiBi with slope ln 2, 2 queries and 3 keys: a step is a factor of 2.
+//   -slope |i + 1 - j|: weights 1/2 1 1/2 of 2; 1/4 1/2 1 of 7/4.
+//   -slope |i - j|:     weights 1 1/2 1/4 of 7/4; 1/2 1 1/2 of 2.
+//   slope (j - i):      weights 1 2 4 of 7; 1/2 1 2 of 7/2.
+const Answers near_bottom_right{{2.25, ln2}, {3, std::log(1.75)}};
+const Answers near_top_left{{12 / 7.0, std::log(1.75)}, {2.25, ln2}};
+const Answers rising{{3, std::log(7.0)}, {3, std::log(3.5)}};
+
+// The same under causal.
+//   bottom-right, -slope |i + 1 - j|: weights 1/2 1 of 3/2; 1/4 1/2 1 of 7/4.
+//   flash-attn 2, slope j:            weights 1 2 of 3; 1 2 4 of 7: the same O.
+//   bottom-right, slope (j - i):      weights 1 2 of 3; 1/2 1 2 of 7/2.
+//   top-left, by either form:         weight 1 of 1; 1/2 1 of 3/2.
+const Answers causal_near{{5 / 3.0, std::log(1.5)}, {3, std::log(1.75)}};
+const Answers causal_fa2{{5 / 3.0, ln3}, {3, std::log(7.0)}};
+const Answers causal_rising{{5 / 3.0, ln3}, {3, std::log(3.5)}};
+const Answers causal_top_left{{1, 0}, {5 / 3.0, std::log(1.5)}};
+
+// A mask of 011 and 101 beside causal, 2 queries and 3 keys.
+const Answers both_bottom_right{{2, 0}, {2.5, ln2}};  // 010, 101
+const Answers both_top_left{none, {1, 0}};            // 000, 100
+const Answers mask_alone{{3, ln2}, {2.5, ln2}};       // 011, 101
+
+/// What stands in a row that sees no key. `open`: its LSE is not promised.
+enum class EmptyO { zero, mean };
+enum class EmptyLse { minus, plus, open };
+constexpr auto o_zero = EmptyO::zero, o_mean = EmptyO::mean;
+constexpr auto lse_minus = EmptyLse::minus, lse_plus = EmptyLse::plus, lse_open = EmptyLse::open;
+
+struct Disagreements {
+  const char* preset;
+  EmptyO empty_o;
+  EmptyLse empty_lse;
+  double lse_unit;  ///< what LSE counts: 1, or ln 2 for base 2
+  const Answers &wide, &tall, &window, &scale, &order, &alibi, &causal_alibi, &mask_and_causal;
+};
+
+// clang-format off
+const Disagreements disagreements[] = {
+    {"fa3",             o_zero, lse_minus, 1,   wide_bottom_right, tall_bottom_right, window_and_self, scaled_by_half, capped_then_biased, near_bottom_right, causal_near,     both_bottom_right},
+    {"fa2",             o_zero, lse_plus,  1,   wide_bottom_right, tall_bottom_right, window_and_self, scaled_by_half, capped_then_biased, near_bottom_right, causal_fa2,      both_bottom_right},
+    {"torch_sdpa",      o_zero, lse_open,  1,   wide_top_left,     tall_top_left,     window_and_self, scaled_by_half, capped_then_biased, near_top_left,     causal_top_left, refused},
+    {"xformers",        o_zero, lse_open,  1,   wide_top_left,     tall_top_left,     window_and_self, scaled_by_half, capped_then_biased, near_top_left,     causal_top_left, both_top_left},
+    {"flashinfer",      o_zero, lse_minus, ln2, wide_bottom_right, tall_bottom_right, window_and_self, scaled_by_half, biased_then_capped, rising,            causal_rising,   mask_alone},
+    {"vllm",            o_zero, lse_open,  1,   wide_bottom_right, tall_bottom_right, window_of_self,  refused,        capped_then_biased, near_bottom_right, causal_near,     both_bottom_right},
+    {"onnx",            o_zero, lse_open,  1,   wide_top_left,     tall_top_left,     window_and_self, scaled_by_half, capped_then_biased, near_top_left,     causal_top_left, both_top_left},
+    {"cudnn",           o_zero, lse_open,  1,   wide_top_left,     tall_top_left,     window_of_self,  not_scaled,     capped_then_biased, rising,            causal_top_left, both_top_left},
+    {"ggml",            o_zero, lse_open,  1,   wide_bottom_right, tall_bottom_right, window_and_self, refused,        capped_then_biased, near_bottom_right, causal_near,     both_bottom_right},
+    {"mlx",             o_zero, lse_open,  1,   wide_bottom_right, tall_bottom_right, window_and_self, refused,        capped_then_biased, near_bottom_right, causal_near,     refused},
+    {"jax",             o_mean, lse_open,  1,   wide_top_left,     tall_top_left,     window_and_self, scaled_by_half, capped_then_biased, near_top_left,     causal_top_left, both_top_left},
+    {"triton_tutorial", o_zero, lse_open,  ln2, wide_top_left,     tall_top_left,     window_and_self, refused,        capped_then_biased, near_top_left,     causal_top_left, both_top_left},
+    {"hf_eager",        o_mean, lse_open,  1,   wide_bottom_right, tall_bottom_right, window_of_self,  scaled_by_half, capped_then_biased, near_bottom_right, causal_near,     both_bottom_right},
+};
+// clang-format on
+
+/// The numbers of one tensor, in row-major order; others are 0.
+void fill(const TensorView& view, const std::vector<double>& numbers) {
+  ASSERT_TRUE(view.exists());
+  ASSERT_EQ(view.elements(), static_cast<std::int64_t>(numbers.size()));
+  for (std::int64_t n = 0; n < view.elements(); ++n)
+    store(view.dtype, view.at(n), numbers[static_cast<std::size_t>(n)]);
+}
+
+/// One small problem under one preset.
+class Disagreement {
+ public:
+  /// `words` on the problem line say the rest; `scale` is what is given, where one is.
+  Disagreement(const Disagreements& row, const std::string& words, std::optional<double> scale = 1)
+      : row_(row), scale_(scale) {
+    const std::string line = "fwd " + words + " f64 conv=" + row.preset;
+    const auto parsed = parse_problem(line + (scale ? " scale=1" : ""));
+    consistent_ = std::holds_alternative<Problem>(parsed);
+    if (!consistent_) return;
+    problem_ = std::get<Problem>(parsed);
+    EXPECT_TRUE(buffers_.allocate(problem_, {true, true}).ok()) << line;
+    const AttentionTensors& all = buffers_.tensors();
+    fill(all.q, std::vector<double>(static_cast<std::size_t>(all.q.elements())));
+    fill(all.k, std::vector<double>(static_cast<std::size_t>(all.k.elements())));
+    const bool three = problem_.max_seqlen_k() == 3;
+    fill(all.v, three ? std::vector<double>{1, 2, 4} : std::vector<double>{1, 3});
+    mean_v_ = three ? 7 / 3.0 : 2;
+  }
+
+  const AttentionTensors& tensors() const { return buffers_.tensors(); }
+
+  void expect(const Answers& answers) {
+    SCOPED_TRACE(row_.preset);
+    if (&answers == &refused) return expect_refusal();
+    ASSERT_TRUE(consistent_);
+    ASSERT_EQ(static_cast<std::int64_t>(answers.size()), problem_.max_seqlen_q());
+    const oracle::Case judged(problem_, tensors());
+    const oracle::KeyValueHead head = oracle::read_key_value_head(judged, 0, 0);
+    ASSERT_EQ(run_portable(), TILEWISE_OK) << error_.message;
+    for (std::size_t i = 0; i < answers.size(); ++i) {
+      const oracle::Row row = oracle::forward_row(judged, head, 0, static_cast<std::int64_t>(i));
+      expect_row(answers[i], row.o[0], oracle::expected_lse(problem_.conventions, row), "oracle",
+                 i);
+      const auto n = static_cast<std::int64_t>(i);
+      expect_row(answers[i], load(DType::f64, tensors().o.at(n)),
+                 load(DType::f64, tensors().lse.at(n)), "cpu.portable", i);
+    }
+  }
+
+ private:
+  void expect_row(const Answer& answer, double o, double lse, const char* whose,
+                  std::size_t i) const {
+    constexpr double infinity = std::numeric_limits<double>::infinity();
+    // Slopes and biases may be stored as float32: theirs is the tolerance.
+    const double expected = !answer.empty ? answer.o : row_.empty_o == o_mean ? mean_v_ : 0;
+    EXPECT_NEAR(o, expected, 1e-6) << whose << ", O of row " << i;
+    if (answer.empty && row_.empty_lse == lse_open) return;
+    if (answer.empty)
+      EXPECT_EQ(lse, row_.empty_lse == lse_plus ? infinity : -infinity) << whose << ", row " << i;
+    else
+      EXPECT_NEAR(lse * row_.lse_unit, answer.lse, 1e-6) << whose << ", LSE of row " << i;
+  }
+
+  /// The judge's vocabulary refuses it, and so does the library.
+  void expect_refusal() {
+    EXPECT_FALSE(consistent_);
+    problem_ = std::get<Problem>(parse_problem("fwd sq2 sk3 d1 dv1 f64 causal mask=1,1,q,k"));
+    EXPECT_TRUE(buffers_.allocate(problem_, {true, true}).ok());
+    EXPECT_EQ(run_portable(), TILEWISE_BAD_ARGUMENT);
+    EXPECT_STRNE(error_.message, "");
+  }
+
+  /// The struct starts from the preset's name, and is then given tensors, masks and lengths alone.
+  tilewise_status run_portable() {
+    tilewise_attention attention;
+    EXPECT_EQ(tilewise_attention_init(&attention, row_.preset), TILEWISE_OK);
+    const tilewise_attention given = tools::c_attention(problem_.params(), tensors());
+    std::memcpy(&attention.q, &given.q, sizeof given - offsetof(tilewise_attention, q));
+    attention.causal = given.causal;
+    attention.window_left = given.window_left;
+    attention.window_right = given.window_right;
+    attention.softcap = given.softcap;
+    if (scale_) attention.softmax_scale = *scale_;
+
+    tilewise_context_options options;
+    tilewise_context_options_init(&options);
+    options.threading = TILEWISE_THREADING_SERIAL;
+    tilewise_context* made = nullptr;
+    EXPECT_EQ(tilewise_context_create(&options, &made, nullptr), TILEWISE_OK);
+    const std::unique_ptr<tilewise_context, decltype(&tilewise_context_destroy)> context(
+        made, &tilewise_context_destroy);
+    std::size_t bytes = 0;
+    static_cast<void>(
+        tilewise_attention_workspace(made, &attention, TILEWISE_FORWARD, &bytes, nullptr, nullptr));
+    void* const workspace = tilewise_allocate(made, bytes);
+    const tilewise_status status =
+        tilewise_attention_forward(made, &attention, workspace, bytes, nullptr, &error_);
+    tilewise_free(made, workspace);
+    return status;
+  }
+
+  const Disagreements& row_;
+  std::optional<double> scale_;
+  bool consistent_ = false;
+  Problem problem_;
+  harness::ProblemBuffers buffers_;
+  double mean_v_ = 0;
+  tilewise_error error_ = TILEWISE_ERROR_INIT;
+};
+
+TEST(Disagreements, EveryPresetHasARow) {
+  ASSERT_EQ(std::size(disagreements), std::size(convention_presets));
+  for (std::size_t n = 0; n < std::size(disagreements); ++n)
+    EXPECT_EQ(disagreements[n].preset, convention_presets[n].name);
+}
+
+TEST(Disagreements, WhereTheCausalDiagonalStands) {
+  for (const Disagreements& row : disagreements) {
+    Disagreement(row, "sq2 sk3 d1 dv1 causal").expect(row.wide);
+    Disagreement(row, "sq3 sk2 d1 dv1 causal").expect(row.tall);
+  }
+}
+
+TEST(Disagreements, WhatARowThatSeesNoKeyHolds) {
+  for (const Disagreements& row : disagreements) {
+    Disagreement problem(row, "sq2 sk3 d1 dv1 mask=1,1,q,k");
+    fill(problem.tensors().mask, {0, 0, 0, 0, 1, 1});
+    problem.expect(masked);
+  }
+}
+
+TEST(Disagreements, WhatAWindowCounts) {
+  for (const Disagreements& row : disagreements)
+    Disagreement(row, "s3 d1 dv1 window=1,0").expect(row.window);
+}
+
+TEST(Disagreements, WhatTheScaleIsWhereNoneIsGiven) {
+  for (const Disagreements& row : disagreements) {
+    Disagreement problem(row, "sq1 sk2 d4 dv1", std::nullopt);
+    if (&row.scale != &refused) {
+      fill(problem.tensors().q, {1, 0, 0, 0});
+      fill(problem.tensors().k, {2 * ln3, 0, 0, 0, 0, 0, 0, 0});
+      fill(problem.tensors().v, {0, 4});
+    }
+    problem.expect(row.scale);
+  }
+}
+
+TEST(Disagreements, WhetherSoftcapOrBiasComesFirst) {
+  for (const Disagreements& row : disagreements) {
+    Disagreement problem(row, "sq1 sk2 d1 dv1 softcap=2 bias=1,1,1,k");
+    fill(problem.tensors().bias, {ln3, 0});
+    fill(problem.tensors().v, {0, 4});
+    problem.expect(row.order);
+  }
+}
+
+TEST(Disagreements, WhatAlibiAdds) {
+  for (const Disagreements& row : disagreements)
+    for (const bool causal : {false, true}) {
+      Disagreement problem(row, std::string("sq2 sk3 d1 dv1 alibi") + (causal ? " causal" : ""));
+      fill(problem.tensors().alibi_slopes, {ln2});
+      problem.expect(causal ? row.causal_alibi : row.alibi);
+    }
+}
+
+TEST(Disagreements, WhatAMaskBesideCausalDoes) {
+  for (const Disagreements& row : disagreements) {
+    Disagreement problem(row, "sq2 sk3 d1 dv1 causal mask=1,1,q,k");
+    if (&row.mask_and_causal != &refused) fill(problem.tensors().mask, {0, 1, 1, 1, 0, 1});
+    problem.expect(row.mask_and_causal);
   }
 }
 
