@@ -125,7 +125,7 @@ run_fuzz() {
   preset_built fuzz || return 1
   fuzz_all() {
     find tests/fuzz/corpus -mindepth 1 -maxdepth 1 -type d | sed 's|.*/||' | sort |
-      xargs -n 1 -P "$(processors)" sh -c 'tests/fuzz/run.sh "$0" 60'
+      xargs -n 1 -P "$(processors)" tests/fuzz/run.sh 60
   }
   step "Fuzz, 60 s a target" fuzz fuzz_all || status=$?
   lines=$(grep -E ' edges +(passed|FAILED)$' build/logs/fuzz.log || true)

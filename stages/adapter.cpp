@@ -150,6 +150,9 @@ class StageImplementation final : public Implementation {
     if (problem.blocks) return "no block mask in these steps";
     if (problem.sink) return "no sink in these steps";
     if (problem.dropout_p > 0) return "no dropout in these steps";
+    if (problem.cached()) return "no cache of keys in these steps";
+    if (problem.kv || problem.descale) return "no keys with scales in these steps";
+    if (problem.splits > 0) return "no splits in these steps";
     if (problem.attention_chunk > 0) return "no chunks in these steps";
     if (problem.pass == Pass::backward && !can.backward) return "this step is forward only";
     if (problem.causal && !can.causal) return "this step has no causal mask yet";

@@ -218,9 +218,9 @@ const Answers both_top_left{none, {1, 0}};            // 000, 100
 const Answers mask_alone{{3, ln2}, {2.5, ln2}};       // 011, 101
 
 /// What stands in a row that sees no key. `open`: its LSE is not promised.
-enum class EmptyO { zero, mean };
+enum class EmptyO { of_zero, of_mean };
 enum class EmptyLse { minus, plus, open };
-constexpr auto o_zero = EmptyO::zero, o_mean = EmptyO::mean;
+constexpr auto o_zero = EmptyO::of_zero, o_mean = EmptyO::of_mean;
 constexpr auto lse_minus = EmptyLse::minus, lse_plus = EmptyLse::plus, lse_open = EmptyLse::open;
 
 struct Disagreements {
@@ -311,13 +311,16 @@ class Disagreement {
       EXPECT_NEAR(lse * row_.lse_unit, answer.lse, 1e-6) << whose << ", LSE of row " << i;
   }
 
-  /// The judge's vocabulary refuses it, and so does the library.
+  /// The judge's vocabulary refuses it, and so does the library, which says why.
   void expect_refusal() {
     EXPECT_FALSE(consistent_);
-    problem_ = std::get<Problem>(parse_problem("fwd sq2 sk3 d1 dv1 f64 causal mask=1,1,q,k"));
+    const char* const words = scale_ ? "fwd sq2 sk3 d1 f64 causal mask=1,1,q,k" : "fwd d1 f64";
+    problem_ = std::get<Problem>(parse_problem(words));
     EXPECT_TRUE(buffers_.allocate(problem_, {true, true}).ok());
     EXPECT_EQ(run_portable(), TILEWISE_BAD_ARGUMENT);
-    EXPECT_STRNE(error_.message, "");
+    EXPECT_STREQ(error_.message,
+                 scale_ ? "mask and causal are both given, which these conventions refuse"
+                        : "softmax_scale is not set, and these conventions have no default");
   }
 
   /// The struct starts from the preset's name, and is then given tensors, masks and lengths alone.

@@ -18,6 +18,8 @@ class TiledKernel final : public harness::Implementation {
     const bool together = problem.causal && problem.mask.has_value();
     if (together && problem.conventions.mask_and_causal == MaskAndCausal::refuse)
       return harness::Support::no("these conventions refuse a mask beside causal");
+    if (problem.cached() || problem.kv || problem.descale || problem.splits > 0)
+      return harness::Support::no("no cache, no scales and no splits in these kernels");
     return harness::Support::yes();
   }
   Status run(const harness::Call& call) const override {

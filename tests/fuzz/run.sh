@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Fuzzes one target for a while, from its committed corpus and what earlier runs found.
 #
-#   tests/fuzz/run.sh TARGET SECONDS     after: cmake --preset fuzz && cmake --build --preset fuzz
+#   tests/fuzz/run.sh SECONDS TARGET     after: cmake --preset fuzz && cmake --build --preset fuzz
 #
 # Prints one line: runs a second, and edges of the code reached. Fails where an input broke
 # something, and says which and how to run it again.
 set -eu
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.."
 
-target=$1 seconds=$2
+seconds=$1 target=$2
 fuzzer=build/fuzz/bin/tilewise_fuzz_$target
 seeds=tests/fuzz/corpus/$target grown=build/fuzz/corpus/$target found=build/fuzz/found
 log=build/fuzz/$target.log
@@ -19,6 +19,7 @@ if [ -f "tests/fuzz/$target.dict" ]; then dictionary=-dict=tests/fuzz/$target.di
 # Freed blocks are kept for a while so that late uses show; the default 256 MB is slow to walk over.
 export ASAN_OPTIONS=quarantine_size_mb=8 UBSAN_OPTIONS=print_stacktrace=1
 status=0
+# shellcheck disable=SC2086
 "$fuzzer" $dictionary -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -max_len=512 \
   -len_control=0 -print_final_stats=1 -artifact_prefix="$found/$target-" "$grown" "$seeds" \
   >"$log" 2>&1 || status=$?
