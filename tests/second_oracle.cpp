@@ -298,6 +298,7 @@ void backward(const Problem& problem, SecondHead& head) {
   head.dv = Matrix::Zero(keys, head.v.cols());
   head.dbias = Matrix::Zero(rows, keys);
   head.dsink = Vector::Zero(rows);
+  if (rows == 0) return;
   const bool bias_in_softcap = problem.conventions.score_order == ScoreOrder::bias_softcap_mask;
   for (Index i = 0; i < rows; ++i) {
     if (head.empty[static_cast<std::size_t>(i)]) continue;

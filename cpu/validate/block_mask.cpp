@@ -40,7 +40,9 @@ Status check_list(const Check& check, const TensorView& counts, const TensorView
   if (status.ok()) status = check_list_shape(check, indices, 4, rows);
   if (!status.ok() || check.depth == Depth::shapes) return status;
   const std::int64_t key_blocks = blocks_in(check.longest_k, check.call.tensors.block_mask.block_k);
-  for (std::int64_t b = 0; b < std::max(counts.shape[0], indices.shape[0]); ++b)
+  // A list of batch size 1 beside one of batch size 0 serves no sequence.
+  const std::int64_t batch = std::min(check.batch, std::max(counts.shape[0], indices.shape[0]));
+  for (std::int64_t b = 0; b < batch; ++b)
     for (std::int64_t h = 0; h < std::max(counts.shape[1], indices.shape[1]); ++h)
       for (std::int64_t row = 0; row < rows; ++row) {
         const std::int64_t count = entry(counts, b, h, row, 0);
@@ -73,6 +75,7 @@ Status check_lists_are_disjoint(const Check& check, std::int64_t rows) {
     batch = std::max(batch, view->shape[0]);
     heads = std::max(heads, view->shape[1]);
   }
+  batch = std::min(batch, check.batch);
   for (std::int64_t b = 0; b < batch; ++b)
     for (std::int64_t h = 0; h < heads; ++h)
       for (std::int64_t row = 0; row < rows; ++row) {

@@ -323,7 +323,7 @@ void write_lists(Bytes& bytes, const Sizes& s, const tilewise_attention& a) {
   write_indices(a.block_table, [&](std::int64_t n) { return sound(n, s.pages * s.slots - 1 - n); });
   // Even key blocks in one list, odd ones in the other.
   const auto columns = [](const tilewise_tensor& list) {
-    return std::max<std::int64_t>(list.ndim == 4 ? list.shape[3] : 1, 1);
+    return list.ndim == 4 ? std::clamp<std::int64_t>(list.shape[3], 1, 64) : 1;
   };
   write_indices(a.kv_num_blocks, at_most((columns(a.kv_indices) + 1) / 2));
   write_indices(a.full_kv_num_blocks, at_most(columns(a.full_kv_indices) / 2));
