@@ -256,8 +256,9 @@ TEST(Sampling, FindsABugBesideATileBorderOfALongProblem) {
       {.writes = {.o = true}});
   harness::Options options;
   options.repeats = 0;
+  options.budget = 1e8;
   const Verdict verdict =
-      harness::check(mean, "fwd sq6000 sk6000 h8 d16 f32 fill=constant", options);
+      harness::check(mean, "fwd sq2000 sk2000 h8 d16 f32 fill=constant", options);
   EXPECT_EQ(verdict.state, State::fail);
   EXPECT_NE(verdict.coverage.find("beside tile borders"), std::string::npos) << verdict.coverage;
   EXPECT_EQ(verdict.outputs.at(0).worst.row, 128);
@@ -424,12 +425,15 @@ TEST(Judge, JudgesGivenOutputsAndSaysWhatIsAbsent) {
 
 TEST(Judge, EndsOnGradientsWhoseLseIsNotANumber) {
   // So long that columns are judged given the kernel's own LSE: here that is NaN everywhere.
-  const Problem problem = parsed("bwd sq2900 sk2900 h1 d64 f32");
-  ASSERT_FALSE(oracle::Sampling(problem, false).everything());
+  const Problem problem = parsed("bwd sq900 sk900 h1 d64 f32");
+  harness::Options options;
+  options.budget = 1e8;
+  ASSERT_FALSE(oracle::Sampling(problem, false, options.budget).everything());
   ProblemBuffers buffers;
   ASSERT_TRUE(buffers.allocate(problem, Outputs::all()).ok());
   ASSERT_TRUE(harness::fill_inputs(problem, buffers.tensors()).ok());
-  const Verdict verdict = harness::judge(problem, buffers.tensors());  // outputs are still poison
+  const Verdict verdict =
+      harness::judge(problem, buffers.tensors(), options);  // outputs are still poison
   EXPECT_EQ(verdict.state, State::fail);
   EXPECT_TRUE(mentions(verdict, "dk: ")) << to_text(verdict);
 }

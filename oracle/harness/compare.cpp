@@ -28,7 +28,7 @@ class Comparer {
         tensors_(tensors),
         options_(options),
         recipe_(oracle::recipe_for(problem)),
-        sampling_(problem, options.every_row),
+        sampling_(problem, options.every_row, options.budget),
         poisoned_(poisoned),
         backward_(problem.pass == Pass::backward) {}
 

@@ -4,6 +4,7 @@
 //   -> repeats -> memory -> time -> Verdict
 #pragma once
 
+#include "../sampling.hpp"
 #include "implementation.hpp"
 #include "verdict.hpp"
 
@@ -18,6 +19,7 @@ using Progress = std::function<void(double)>;
 
 struct Options {
   bool every_row = false;  ///< judge every row, however long it takes
+  double budget = oracle::default_budget;  ///< else as many as this allows (oracle/sampling.hpp)
   int repeats = 2;         ///< further runs, compared with the first
   bool measure_memory = false;
   double time_seconds = 0;     ///< at least this long spent timing; 0: do not time
