@@ -207,8 +207,8 @@ class Comparer {
       }
       if (!bias.empty()) add_bias_gradient(group, b, kv_head, bias);
       const oracle::Sample sample = sampling_.columns(b, kv_head);
-      constexpr std::int64_t piece = 16;
       const auto columns = static_cast<std::int64_t>(sample.positions.size());
+      const std::int64_t piece = 1 + columns / 64;
       const std::int64_t pieces = (columns + piece - 1) / piece;
       std::vector<std::vector<Tally>> parts(static_cast<std::size_t>(pieces));
       oracle::parallel_for(pieces, [&](std::int64_t part) {
