@@ -15,6 +15,10 @@
 
 namespace tilewise::cpu {
 
+namespace flash {
+struct TileKernels;
+}
+
 struct Call {
   AttentionParams params;
   AttentionTensors tensors;
@@ -22,7 +26,17 @@ struct Call {
   /// Above 1: into how many runs a block of rows cuts its tiles of keys, each computed apart and
   /// merged into the others. Of the forward pass alone.
   std::int64_t num_splits = 1;
+  /// An instruction set's; null: the portable backend computes all.
+  const flash::TileKernels* kernels = nullptr;
 };
+
+/// Who computes it, and if not the kernels above, why not.
+struct Choice {
+  const char* name;
+  const char* reason;
+  bool fast;
+};
+Choice choose(const Call& call, bool backward);
 
 /// The workspace that `forward` wants for so many workers, in bytes, 64-byte aligned. It depends on
 /// head_dim, head_dim_v and the dtype, not on the lengths.

@@ -2,11 +2,12 @@
 // number of threads may use it at the same time.
 #pragma once
 
+#include "cpu/flash/tile_kernels.hpp"
 #include "cpu/workers.hpp"
 #include "include/tilewise/tilewise.h"
 
 struct tilewise_context {
-  std::int32_t isa;
+  const tilewise::cpu::flash::TileKernels* kernels;  ///< null: the portable backend
   std::int32_t device_id;
   tilewise::cpu::Workers workers;
   tilewise::cpu::ThreadPool* pool;  ///< null unless the threads are the context's own

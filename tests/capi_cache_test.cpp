@@ -524,7 +524,7 @@ TEST(Query, ACacheNeedsNoMemoryToBeAskedAbout) {
     view->data = nullptr;
   tilewise_answer answer = TILEWISE_ANSWER_INIT;
   ASSERT_EQ(tilewise_query(serial().get(), &a, TILEWISE_FORWARD, &answer, nullptr), TILEWISE_OK);
-  EXPECT_STREQ(answer.implementation, "cpu.portable") << answer.reason;
+  EXPECT_EQ(answer.code, TILEWISE_OK) << answer.reason;
   ASSERT_EQ(tilewise_query(serial().get(), &a, TILEWISE_BACKWARD, &answer, nullptr), TILEWISE_OK);
   EXPECT_NE(answer.code, TILEWISE_OK);
 }

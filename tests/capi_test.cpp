@@ -549,7 +549,7 @@ TEST(ContextOptions, BadOnes) {
     const char* says;
   } table[] = {
       {[](auto& o) { o.isa = 99; }, bad_argument, "isa is 99"},
-      {[](auto& o) { o.isa = TILEWISE_ISA_AVX512; }, unsupported, "isa is 3"},
+      {[](auto& o) { o.isa = TILEWISE_ISA_SVE; }, unsupported, "isa is 5"},
       {[](auto& o) { o.threading = 4; }, bad_argument, "threading is 4"},
       {[](auto& o) { o.threads = -1; }, bad_argument, "threads is -1"},
       {[](auto& o) { o.threads = 100000; }, bad_argument, "threads is 100000"},
@@ -1001,7 +1001,9 @@ TEST(Workspace, ForwardIsConstantInTheLengths) {
 // ---------------------------------------------------------------------------------------- query
 
 TEST(Query, SaysWhoServes) {
-  const Context context = serial();
+  tilewise_context_options options = options_with(TILEWISE_THREADING_SERIAL, 0);
+  options.isa = TILEWISE_ISA_PORTABLE;
+  const Context context = context_with(options);
   World world = dense();
   tilewise_attention& a = world.attention;
   for (tilewise_tensor* view : {&a.q, &a.k, &a.v, &a.o, &a.lse}) view->data = nullptr;
@@ -1011,6 +1013,16 @@ TEST(Query, SaysWhoServes) {
   EXPECT_STREQ(answer.implementation, "cpu.portable");
   EXPECT_EQ(answer.fast, 0);
   EXPECT_NE(std::string(answer.reason).find("portable"), std::string::npos);
+
+  // The best there is says that it is fast, or why this call is not for it.
+  options.isa = TILEWISE_ISA_AUTO;
+  const Context best = context_with(options);
+  for (const std::int32_t pass : {TILEWISE_FORWARD, TILEWISE_BACKWARD}) {
+    World other = dense();
+    ASSERT_EQ(tilewise_query(best.get(), &other.attention, pass, &answer, nullptr), TILEWISE_OK);
+    EXPECT_EQ(answer.fast, std::string(answer.implementation) != "cpu.portable") << answer.reason;
+    EXPECT_STRNE(answer.reason, "");
+  }
 
   a.q.device_type = TILEWISE_CUDA;
   ASSERT_EQ(tilewise_query(context.get(), &a, TILEWISE_FORWARD, &answer, nullptr), TILEWISE_OK);

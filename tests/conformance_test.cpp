@@ -107,6 +107,19 @@ TEST(Conformance, ThePortableKernelOnEveryPairOfSemantics) {
   expect_conformance(*tools::portable_implementation(), semantics(), 3800, 150);
 }
 
+TEST(Conformance, TheTileKernelsOnEveryPairOfSemantics) {
+  const Problem simple = std::get<Problem>(parse_problem("fwd s8 d8"));
+  std::size_t here = 0;
+  for (const auto& implementation : tools::library_implementations()) {
+    if (implementation->name() == "cpu.portable" || !implementation->supports(simple).ok) continue;
+    expect_conformance(*implementation, semantics(), 3000, 150);
+    ++here;
+  }
+#if defined(__x86_64__) || defined(__aarch64__)
+  EXPECT_GE(here, 1u);
+#endif
+}
+
 class EntryPoints : public testing::TestWithParam<std::size_t> {};
 
 TEST_P(EntryPoints, OnEveryPairOfSemanticsThatTheirArgumentsCanSay) {

@@ -731,7 +731,7 @@ TEST(PortableSplits, RunsThatSeeNothingLeaveNoTrace) {
   World world = gathered({640}, sizes, features[0]);
   World alone = gathered({64}, sizes, features[0]);
   tilewise_attention& a = world.attention;
-  a.num_splits = 5;  // runs of two tiles
+  a.num_splits = alone.attention.num_splits = 5;  // runs of two tiles
   a.mask = world.input(TILEWISE_BOOL, {1, 1, 1, 640});
   auto* const mask = static_cast<unsigned char*>(a.mask.data);
   std::fill_n(mask, 640, static_cast<unsigned char>(0));

@@ -35,13 +35,13 @@ Status status_of(const tilewise_error& error) {
 
 using Context = std::unique_ptr<tilewise_context, decltype(&tilewise_context_destroy)>;
 
-class PortableImplementation final : public Implementation {
+class LibraryImplementation final : public Implementation {
  public:
-  std::string_view name() const override { return "cpu.portable"; }
-  std::string_view idea() const override {
-    return "the library's portable kernel through its C interface: tiles in plain C++, every "
-           "semantic, the same bits for any number of threads";
-  }
+  LibraryImplementation(const char* name, const char* idea, std::int32_t isa)
+      : name_(name), idea_(idea), isa_(isa) {}
+
+  std::string_view name() const override { return name_; }
+  std::string_view idea() const override { return idea_; }
 
   Support supports(const Problem& problem) const override {
     const auto [status, context] = context_for(1);
@@ -104,7 +104,7 @@ class PortableImplementation final : public Implementation {
     if (found != contexts_.end()) return {{}, found->second.get()};
     tilewise_context_options options;
     tilewise_context_options_init(&options);
-    options.isa = TILEWISE_ISA_PORTABLE;
+    options.isa = isa_;
     options.threads = threads;
     tilewise_context* made = nullptr;
     tilewise_error error = TILEWISE_ERROR_INIT;
@@ -114,6 +114,9 @@ class PortableImplementation final : public Implementation {
     return {{}, made};
   }
 
+  const char* name_;
+  const char* idea_;
+  std::int32_t isa_;
   mutable std::mutex mutex_;
   mutable std::map<int, Context> contexts_;
 };
@@ -199,7 +202,29 @@ tilewise_attention c_attention(const Problem& problem, const AttentionTensors& t
 }
 
 std::unique_ptr<Implementation> portable_implementation() {
-  return std::make_unique<PortableImplementation>();
+  return std::make_unique<LibraryImplementation>(
+      "cpu.portable",
+      "the library's portable kernel through its C interface: tiles in plain C++, every semantic, "
+      "the same bits for any number of threads",
+      TILEWISE_ISA_PORTABLE);
+}
+
+harness::Table library_implementations() {
+  harness::Table table;
+  table.push_back(portable_implementation());
+  const auto add = [&](const char* name, const char* idea, std::int32_t isa) {
+    table.push_back(std::make_unique<LibraryImplementation>(name, idea, isa));
+  };
+#if defined(__x86_64__) || defined(__i386__)
+  add("cpu.sse2", "the library's tile kernels with SSE2: 12 queries a block", TILEWISE_ISA_SSE2);
+  add("cpu.avx2", "the library's tile kernels with AVX2 and FMA: 24 queries a block",
+      TILEWISE_ISA_AVX2);
+  add("cpu.avx512", "the library's tile kernels with AVX-512: 64 queries a block",
+      TILEWISE_ISA_AVX512);
+#elif defined(__ARM_NEON)
+  add("cpu.neon", "the library's tile kernels with NEON", TILEWISE_ISA_NEON);
+#endif
+  return table;
 }
 
 }  // namespace tilewise::tools

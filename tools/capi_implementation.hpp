@@ -18,4 +18,8 @@ tilewise_attention c_attention(const Problem& problem, const AttentionTensors& t
 /// cpu.portable, called through tilewise_attention_forward and _backward.
 std::unique_ptr<harness::Implementation> portable_implementation();
 
+/// That, and the tile kernels of each instruction set of this architecture, slowest first; whether
+/// the processor has it, supports() says.
+harness::Table library_implementations();
+
 }  // namespace tilewise::tools

@@ -15,7 +15,9 @@ namespace tilewise::tools {
 
 harness::Table implementations() {
   harness::Table table = stages::implementations();
-  table.push_back(portable_implementation());
+  harness::Table library = library_implementations();
+  table.insert(table.end(), std::make_move_iterator(library.begin()),
+               std::make_move_iterator(library.end()));
   return table;
 }
 

@@ -13,8 +13,6 @@ namespace {
 /// A header's struct must at least have what a forward call cannot do without.
 constexpr std::size_t smallest_attention = offsetof(tilewise_attention, dout);
 
-constexpr char portable_name[] = "cpu.portable";
-
 tilewise_attention defaults_of(const Conventions& conventions) {
   tilewise_attention attention{};
   attention.struct_size = sizeof attention;
@@ -59,7 +57,9 @@ Status prepare(const tilewise_context* context, const tilewise_attention* attent
   tilewise_attention full = defaults_of({});
   if (Status status = read_sized("attention", attention, smallest_attention, full); !status.ok())
     return status;
-  return check_attention(full, pass, depth, call);
+  Status status = check_attention(full, pass, depth, call);
+  call.kernels = context->kernels;
+  return status;
 }
 
 std::size_t workspace_of(const Call& call, std::int32_t pass, int max_workers) {
@@ -105,11 +105,10 @@ Status query(const tilewise_context* context, const tilewise_attention* attentio
   if (!status.ok()) {
     copy(full.reason, sizeof full.reason, status.reason);
   } else {
-    copy(full.implementation, sizeof full.implementation, portable_name);
-    copy(full.reason, sizeof full.reason,
-         context->isa == TILEWISE_ISA_PORTABLE
-             ? "the context asks for the portable kernel"
-             : "this version has the portable kernel alone, plain C++ for any processor");
+    const Choice choice = choose(call, pass == TILEWISE_BACKWARD);
+    copy(full.implementation, sizeof full.implementation, choice.name);
+    copy(full.reason, sizeof full.reason, choice.reason);
+    full.fast = choice.fast ? 1 : 0;
   }
   write_sized(answer, size, full);
   return {};

@@ -2,6 +2,7 @@
 #include "cpu/context.hpp"
 
 #include "cpu/api/sized.hpp"
+#include "cpu/flash/detect.hpp"
 #include "cpu/validate.hpp"
 
 #include <algorithm>
@@ -53,12 +54,12 @@ void free_by_default(void*, void* memory) {
 }
 
 Status check_options(const tilewise_context_options& options) {
-  if (Status status = check_choice("isa", options.isa, TILEWISE_ISA_SVE + 1); !status.ok())
+  if (Status status = check_choice("isa", options.isa, TILEWISE_ISA_SSE2 + 1); !status.ok())
     return status;
-  if (options.isa > TILEWISE_ISA_PORTABLE)
+  if (options.isa > TILEWISE_ISA_PORTABLE && flash::kernels_of(options.isa) == nullptr)
     return failure(Code::unsupported,
-                   "isa is %d, which this version has no kernels for; it has auto (0) and "
-                   "portable (1)",
+                   "isa is %d, which this processor, or this build, does not have; auto (0) takes "
+                   "the best there is, and portable (1) runs everywhere",
                    static_cast<int>(options.isa));
   if (Status status = check_choice("threading", options.threading, TILEWISE_THREADING_CALLER + 1);
       !status.ok())
@@ -121,8 +122,11 @@ Status create(const tilewise_context_options* given, tilewise_context** result) 
   if (memory == nullptr)
     return failure(Code::no_memory, "a context needs %zu bytes, and the allocator has none",
                    sizeof(tilewise_context));
+  const flash::TileKernels* const kernels = options.isa == TILEWISE_ISA_AUTO
+                                                ? flash::best_kernels()
+                                                : flash::kernels_of(options.isa);
   auto* const context = new (memory) tilewise_context{
-      options.isa,         options.device_id,     workers, nullptr, nullptr, options.allocate,
+      kernels,         options.device_id,     workers, nullptr, nullptr, options.allocate,
       options.free_memory, options.allocator_user};
   if (!pool) {
     *result = context;

@@ -20,6 +20,7 @@
 // on what the whole block can reach.)
 #include "cpu/portable/append.hpp"
 #include "cpu/portable/operands.hpp"
+#include "cpu/portable/outcome.hpp"
 #include "cpu/portable/portable.hpp"
 #include "cpu/portable/rows.hpp"
 #include "cpu/portable/scores.hpp"
@@ -81,13 +82,6 @@ struct ForwardTiles {
   Seen<Real> run;  ///< of one split
   Visible visible;
 };
-
-template <class Real>
-Real sink_of(const Head& head) {
-  const TensorView& sinks = head.call.tensors.sinks;
-  if (!sinks.exists()) return minus_infinity<Real>;
-  return static_cast<Real>(load(sinks.dtype, sinks.at(head.h * sinks.strides[0])));
-}
 
 /// What has to be subtracted from scores up to m before exp: a row that has seen no key yet has
 /// m = -inf, and -inf - -inf is NaN.
@@ -161,46 +155,20 @@ void add_tile(const Head& head, Span rows, Span keys, const ForwardTiles<Real>& 
                         {Bc, 1}, tiles.V, seen.O);
 }
 
-/// O of a row that may look at no key, as the conventions have it.
-template <class Real>
-void fill_empty_row(const Head& head, const ForwardTiles<Real>& tiles, Real* o) {
-  const std::int64_t width = head.shape.head_dim_v;
-  const EmptyRowOutput wanted = head.call.params.conventions.empty_row_output;
-  std::fill(o, o + width,
-            wanted == EmptyRowOutput::nan ? std::numeric_limits<Real>::quiet_NaN() : Real{0});
-  if (wanted != EmptyRowOutput::mean_v) return;
-  for (std::int64_t n = 0; n < blocks(head.seqlen_k, Bc); ++n) {
-    const Span keys = Span::block(n, Bc, head.seqlen_k);
-    read_values(head, keys, tiles.V);
-    add_rows(tiles.V, keys.count, width, o);
-  }
-  for (std::int64_t c = 0; c < width && head.seqlen_k > 0; ++c)
-    o[c] /= static_cast<Real>(head.seqlen_k);
-}
-
 template <class Real>
 void finish(const Head& head, Span rows, const ForwardTiles<Real>& tiles) {
-  const AttentionTensors& tensors = head.call.tensors;
-  const Conventions& conventions = head.call.params.conventions;
   for (std::int64_t r = 0; r < rows.count; ++r) {
     const Real m = tiles.all.m[r], l = tiles.all.l[r];
     const bool empty = tiles.all.nothing(r);
     Real* o = tiles.all.O.row(r);
     if (empty)
-      fill_empty_row(head, tiles, o);
+      fill_empty_row(head, tiles.V, o);
     else
       for (std::int64_t c = 0; c < head.shape.head_dim_v; ++c) o[c] /= l;
-    if (!tensors.lse.exists()) continue;
-    double lse = static_cast<double>(m) + std::log(static_cast<double>(l));
-    if (conventions.lse_base == LseBase::two) lse *= 1.4426950408889634;  // log2 e
-    if (empty)
-      lse = conventions.empty_row_lse == EmptyRowLse::plus_inf ? -minus_infinity<double>
-                                                               : minus_infinity<double>;
-    store(tensors.lse.dtype,
-          tensors.lse.at(head.queries.lse_offset(tensors.lse, head.b, head.h, rows.first + r)),
-          lse);
+    write_lse(head, rows.first + r, static_cast<double>(m) + std::log(static_cast<double>(l)),
+              empty);
   }
-  write_tile(head.queries, tensors.o, head.b, head.h, rows, tiles.all.O);
+  write_tile(head.queries, head.call.tensors.o, head.b, head.h, rows, tiles.all.O);
 }
 
 template <class Real>

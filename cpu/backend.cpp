@@ -1,4 +1,6 @@
-// The door to the portable backend: which arithmetic, and whether the workspace suffices.
+// The door to the backends: which one, and whether the workspace suffices.
+#include "cpu/call.hpp"
+#include "cpu/flash/flash.hpp"
 #include "cpu/portable/portable.hpp"
 
 #include <cstdint>
@@ -8,6 +10,10 @@ namespace {
 
 bool in_double(const Call& call) {
   return call.tensors.q.dtype == DType::f64;
+}
+
+bool by_tile_kernels(const Call& call) {
+  return call.kernels != nullptr && flash::refuses(call) == nullptr;
 }
 
 Status suffices(const void* workspace, std::size_t bytes, std::size_t wanted) {
@@ -21,7 +27,17 @@ Status suffices(const void* workspace, std::size_t bytes, std::size_t wanted) {
 
 }  // namespace
 
+Choice choose(const Call& call, bool backward) {
+  constexpr const char* portable_name = "cpu.portable";
+  if (call.kernels == nullptr)
+    return {portable_name, "this processor, or this context, has the portable kernel alone", false};
+  if (backward) return {portable_name, "the backward pass is computed in plain C++", false};
+  if (const char* const why = flash::refuses(call)) return {portable_name, why, false};
+  return {call.kernels->name, "the fastest that this processor and this library have", true};
+}
+
 std::size_t forward_workspace(const Call& call, int max_workers) {
+  if (by_tile_kernels(call)) return flash::forward_workspace(*call.kernels, call, max_workers);
   return in_double(call) ? portable::forward_workspace<double>(call, max_workers)
                          : portable::forward_workspace<float>(call, max_workers);
 }
@@ -29,7 +45,9 @@ std::size_t forward_workspace(const Call& call, int max_workers) {
 Status forward(const Call& call, const Workers& workers, void* workspace, std::size_t bytes) {
   const Status status = suffices(workspace, bytes, forward_workspace(call, workers.max_workers));
   if (!status.ok()) return status;
-  if (in_double(call))
+  if (by_tile_kernels(call))
+    flash::forward(*call.kernels, call, workers, workspace);
+  else if (in_double(call))
     portable::forward<double>(call, workers, workspace);
   else
     portable::forward<float>(call, workers, workspace);

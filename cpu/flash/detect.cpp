@@ -1,0 +1,96 @@
+#include "cpu/flash/detect.hpp"
+
+#include "include/tilewise/tilewise.h"
+
+#include <cstdlib>
+#include <cstring>
+
+#if defined(TILEWISE_X86_KERNELS)
+#include <cpuid.h>
+#endif
+
+namespace tilewise::cpu::flash {
+namespace {
+
+#if defined(TILEWISE_X86_KERNELS)
+bool bit(unsigned word, int n) {
+  return (word >> n & 1u) != 0;
+}
+
+/// The register files that the operating system saves (Intel SDM volume 1, 13.3: XCR0).
+unsigned saved_registers() {
+  unsigned low = 0, high = 0;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return low;
+}
+
+struct X86 {
+  bool avx2 = false, avx512 = false;
+
+  X86() {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (__get_cpuid(1, &a, &b, &c, &d) == 0) return;
+    const bool os_saves = bit(c, 27), fma = bit(c, 12), f16c = bit(c, 29);
+    if (!os_saves || !fma || !f16c || __get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return;
+    constexpr unsigned ymm = 0x6, zmm = 0xe6;
+    const unsigned saved = saved_registers();
+    avx2 = bit(b, 5) && (saved & ymm) == ymm;
+    const bool f_dq_bw_vl = bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31);
+    avx512 = avx2 && f_dq_bw_vl && (saved & zmm) == zmm;
+  }
+};
+#endif
+
+struct Candidate {
+  std::int32_t isa;
+  const char* name;
+  const TileKernels* kernels;
+};
+
+/// What can run, the best first.
+struct Candidates {
+  Candidate all[4];
+  int count = 0;
+
+  Candidates() {
+#if defined(TILEWISE_X86_KERNELS)
+    const X86 processor;
+    if (processor.avx512) all[count++] = {TILEWISE_ISA_AVX512, "avx512", avx512_kernels()};
+    if (processor.avx2) all[count++] = {TILEWISE_ISA_AVX2, "avx2", avx2_kernels()};
+    all[count++] = {TILEWISE_ISA_SSE2, "sse2", sse2_kernels()};
+#elif defined(TILEWISE_NEON_KERNELS)
+    all[count++] = {TILEWISE_ISA_NEON, "neon", neon_kernels()};
+#endif
+  }
+};
+
+const Candidates& candidates() {
+  static const Candidates found;
+  return found;
+}
+
+const TileKernels* decide() {
+  const char* const wanted = std::getenv("TILEWISE_ISA");
+  if (wanted != nullptr && std::strcmp(wanted, "portable") == 0) return nullptr;
+  const Candidates& found = candidates();
+  for (int n = 0; n < found.count; ++n)
+    if (wanted != nullptr && std::strcmp(wanted, found.all[n].name) == 0)
+      return found.all[n].kernels;
+  return found.count > 0 ? found.all[0].kernels : nullptr;
+}
+
+}  // namespace
+
+const TileKernels* best_kernels() {
+  static const TileKernels* const best = decide();
+  return best;
+}
+
+const TileKernels* kernels_of(std::int32_t isa) {
+  const Candidates& found = candidates();
+  for (int n = 0; n < found.count; ++n)
+    if (found.all[n].isa == isa) return found.all[n].kernels;
+  return nullptr;
+}
+
+}  // namespace tilewise::cpu::flash

@@ -1,0 +1,94 @@
+#include "cpu/flash/key_values.hpp"
+
+#include "cpu/portable/operands.hpp"
+
+#include <cstring>
+
+namespace tilewise::cpu::flash {
+namespace {
+
+using portable::Head;
+using portable::Span;
+using portable::Tile;
+
+std::int64_t row_stride(const TensorView& tensor) {
+  return tensor.strides[tensor.ndim - 3];  // [.., row, head, number]; packed: [row, head, number]
+}
+
+bool is_dense(const TensorView& tensor) {
+  return tensor.strides[tensor.ndim - 1] == 1;
+}
+
+/// `width` numbers of each row of a tile, as floats. False for what is not a plain tensor of f32,
+/// f16 or bf16: then nothing has been read.
+bool read(const TileKernels& kernels, const Head& head, const TensorView& tensor, Span keys,
+          std::int64_t width, const Tile<float>& memory, Rows& rows) {
+  const bool wide = tensor.dtype == DType::f32;
+  if (!is_dense(tensor) || (!wide && tensor.dtype != DType::f16 && tensor.dtype != DType::bf16))
+    return false;
+  const bool even = !head.call.tensors.cache.paged();
+  const std::int64_t first = head.keys.offset(tensor, head.b, keys.first, head.kv_head);
+  const std::int64_t stride = row_stride(tensor);
+  if (wide && even && stride == width) {
+    rows = {static_cast<const float*>(tensor.at(first)), stride};
+    return true;
+  }
+  for (std::int64_t j = 0; j < keys.count; ++j) {
+    const void* from = tensor.at(
+        even ? first + j * stride : head.keys.offset(tensor, head.b, keys.first + j, head.kv_head));
+    if (wide)
+      std::memcpy(memory.row(j), from, static_cast<std::size_t>(width) * sizeof(float));
+    else if (tensor.dtype == DType::f16)
+      kernels.widen_f16(from, width, memory.row(j));
+    else
+      kernels.widen_bf16(from, width, memory.row(j));
+  }
+  rows = {memory.data, memory.stride};
+  return true;
+}
+
+}  // namespace
+
+void KeyValues::turn_to(Span keys) {
+  const AttentionTensors& tensors = head_->call.tensors;
+  const Scales& scales = tensors.scales;
+  if (scales.k_descale.exists() ||
+      !read(*kernels_, *head_, tensors.k, keys, head_->shape.head_dim, key_memory_, k_)) {
+    portable::read_keys(*head_, keys, key_memory_);
+    k_ = {key_memory_.data, key_memory_.stride};
+  }
+  if (scales.v_descale.exists() ||
+      !read(*kernels_, *head_, tensors.v, keys, head_->shape.head_dim_v, value_memory_, v_)) {
+    portable::read_values(*head_, keys, value_memory_);
+    v_ = {value_memory_.data, value_memory_.stride};
+  }
+}
+
+Rows query_rows(const Head& head, Span rows, const TileKernels& kernels,
+                const Tile<float>& memory) {
+  const AttentionTensors& tensors = head.call.tensors;
+  const TensorView& q = tensors.q;
+  const bool as_it_is =
+      is_dense(q) && !tensors.scales.q_descale.exists() && !tensors.cache.rotates();
+  const std::int64_t first = head.queries.offset(q, head.b, rows.first, head.h);
+  if (as_it_is && q.dtype == DType::f32)
+    return {static_cast<const float*>(q.at(first)), row_stride(q)};
+  const Tile<float> packed{memory.data, portable::padded<float>(head.shape.head_dim)};
+  if (as_it_is && (q.dtype == DType::f16 || q.dtype == DType::bf16)) {
+    const auto widen = q.dtype == DType::f16 ? kernels.widen_f16 : kernels.widen_bf16;
+    for (std::int64_t r = 0; r < rows.count; ++r)
+      widen(q.at(first + r * row_stride(q)), head.shape.head_dim, packed.row(r));
+  } else {
+    portable::read_queries(head, rows, packed);
+  }
+  return {packed.data, packed.stride};
+}
+
+Rows output_rows(const Head& head, Span rows, const Tile<float>& memory) {
+  const TensorView& o = head.call.tensors.o;
+  if (o.dtype != DType::f32 || !is_dense(o)) return {memory.data, memory.stride};
+  const std::int64_t first = head.queries.offset(o, head.b, rows.first, head.h);
+  return {static_cast<const float*>(o.at(first)), row_stride(o)};
+}
+
+}  // namespace tilewise::cpu::flash

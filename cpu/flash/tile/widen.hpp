@@ -1,0 +1,72 @@
+// 16-bit floats to floats: by the processor's own instruction where it has one, else by arithmetic
+// on bits that a compiler vectorises.
+#pragma once
+
+#include "cpu/flash/tile/block.hpp"
+
+#if defined(__F16C__) || defined(__AVX512F__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+namespace tilewise::cpu::flash {
+inline namespace TILEWISE_ISA {
+
+TILEWISE_INLINE float float_of_bits(std::uint32_t bits) {
+  float number;
+  __builtin_memcpy(&number, &bits, sizeof number);
+  return number;
+}
+
+/// Normal numbers get another exponent bias by a product, which also normalises subnormals: 2^112
+/// times what the bits, moved to a float's places, say. Infinity and NaN are put back.
+TILEWISE_INLINE float widen_one_f16(std::uint32_t code) {
+  const std::uint32_t magnitude = code & 0x7fff, sign = (code & 0x8000) << 16;
+  const float finite = float_of_bits(magnitude << 13) * 0x1p112f;
+  std::uint32_t bits;
+  __builtin_memcpy(&bits, &finite, sizeof bits);
+  if (magnitude > 0x7c00)
+    bits = 0x7fc00000;
+  else if (magnitude == 0x7c00)
+    bits = 0x7f800000;
+  return float_of_bits(bits | (magnitude > 0x7c00 ? 0 : sign));
+}
+
+void widen_f16(const void* from, std::int64_t n, float* to) {
+  const auto* const codes = static_cast<const char*>(from);
+  std::int64_t i = 0;
+#if defined(__AVX512F__)
+  for (; i + 16 <= n; i += 16)
+    _mm512_storeu_ps(
+        to + i,
+        _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + 2 * i))));
+#elif defined(__F16C__)
+  for (; i + 8 <= n; i += 8)
+    _mm256_storeu_ps(
+        to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + 2 * i))));
+#elif defined(__aarch64__)
+  for (; i + 4 <= n; i += 4) {
+    float16x4_t half;
+    __builtin_memcpy(&half, codes + 2 * i, sizeof half);
+    vst1q_f32(to + i, vcvt_f32_f16(half));
+  }
+#endif
+  for (; i < n; ++i) {
+    std::uint16_t code;
+    __builtin_memcpy(&code, codes + 2 * i, sizeof code);
+    to[i] = widen_one_f16(code);
+  }
+}
+
+void widen_bf16(const void* from, std::int64_t n, float* to) {
+  const auto* const codes = static_cast<const char*>(from);
+  for (std::int64_t i = 0; i < n; ++i) {
+    std::uint16_t code;
+    __builtin_memcpy(&code, codes + 2 * i, sizeof code);
+    to[i] = float_of_bits(static_cast<std::uint32_t>(code) << 16);
+  }
+}
+
+}  // namespace TILEWISE_ISA
+}  // namespace tilewise::cpu::flash
