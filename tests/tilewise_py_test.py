@@ -291,6 +291,94 @@ class CheckTest(unittest.TestCase):
 
         self.assertIn("dq", self.rejected(no_row_sum, "bwd s60 h2 d32 f64"))
 
+    def test_sinks(self):
+        def sinking(q, k, v, scale, sinks):
+            s = numpy.einsum("bihd,bjhd->bhij", q, repeated(k, q.shape[2])) * scale
+            c = numpy.broadcast_to(sinks[:, None, None], s.shape[:3] + (1,))
+            p = numpy.exp(numpy.concatenate([s, c], axis=3))
+            total = p.sum(axis=3, keepdims=True)
+            o = numpy.einsum("bhij,bjhd->bihd", (p / total)[..., :-1], repeated(v, q.shape[2]))
+            return o, numpy.log(total)[..., 0]
+
+        def gradient_of_sinks(q, k, v, dout, scale, sinks):
+            o, lse = sinking(q, k, v, scale, sinks)
+            d = numpy.einsum("bihd,bihd->bhi", o, dout)
+            p = numpy.exp(sinks[:, None] - lse)
+            return {"o": o, "lse": lse, "dsinks": -(p * d).sum(axis=(0, 2), dtype=numpy.float32)}
+
+        problem = "b2 s40 hq4 hk2 d16 f32 sink"
+        self.assertTrue(tilewise.check(sinking, problem))
+        self.rejected(attention, problem)
+        judged = tilewise.check(gradient_of_sinks, "bwd " + problem).data
+        present = [out["name"] for out in judged["outputs"] if out["present"]]
+        self.assertEqual(sorted(present), ["dsinks", "lse", "o"])
+
+        def without_heads(q, k, v, dout, scale, sinks):
+            right = gradient_of_sinks(q, k, v, dout, scale, sinks)
+            return dict(right, dsinks=right["dsinks"][:1])
+
+        with self.assertRaisesRegex(tilewise.BadUse, r"dsinks has shape \[1\]: expected \[4\]"):
+            tilewise.check(without_heads, "bwd " + problem)
+
+    def test_block_masks(self):
+        def blocked(q, k, v, scale, kv_num_blocks, kv_indices, full_kv_num_blocks,
+                    full_kv_indices, block_size):
+            high, wide = block_size
+            b, h, rows, columns = kv_indices.shape
+            seen = numpy.zeros((b, h, rows, columns), bool)
+            for counts, indices in ((kv_num_blocks, kv_indices),
+                                    (full_kv_num_blocks, full_kv_indices)):
+                for at in numpy.ndindex(b, h, rows):
+                    seen[at][indices[at][:counts[at]]] = True
+            seen = seen.repeat(high, 2).repeat(wide, 3)[:, :, :q.shape[1], :k.shape[1]]
+            s = numpy.einsum("bihd,bjhd->bhij", q, k) * scale
+            p = numpy.where(seen, numpy.exp(s), 0)
+            total = p.sum(axis=3, keepdims=True)
+            return numpy.einsum("bhij,bjhd->bihd", p / numpy.where(total > 0, total, 1), v)
+
+        self.assertTrue(tilewise.check(blocked, "b2 sq40 sk70 h2 d16 f32 blocks=16,32,0.5"))
+
+    def test_caches(self):
+        def paged(q, k, v, scale, seqlens_k, block_table, k_new, v_new, max_seqlen_k):
+            self.assertEqual(max_seqlen_k, 70)
+            k, v = k.copy(), v.copy()
+            o = numpy.empty_like(q)
+            for b, held in enumerate(seqlens_k):
+                rows = numpy.arange(held + k_new.shape[1])
+                places = block_table[b][rows // k.shape[1]], rows % k.shape[1]
+                for cache, new in ((k, k_new), (v, v_new)):
+                    cache[places[0][held:], places[1][held:]] = new[b]
+                o[b] = forward(q[b:b + 1], k[places][None], v[places][None], scale, False)[0][0]
+            return {"o": o, "k": k, "v": v}
+
+        problem = "b2 sq3 sk70,31 hq4 hk2 d16 f32 page=16 new=2"
+        self.assertTrue(tilewise.check(paged, problem))
+
+        def loses_a_value(*args, **more):
+            right = paged(*args, **more)
+            right["v"][right["v"] == more["v_new"][1, 1, 0, 3]] = 0
+            return right
+        loses_a_value.__signature__ = tilewise.inspect.signature(paged)
+        self.assertIn("\n  v ", self.rejected(loses_a_value, problem))
+        with self.assertRaisesRegex(tilewise.BadUse, "holds no k: expected the cache"):
+            tilewise.check(lambda q, k, v: q, problem)
+
+    def test_quantised_keys(self):
+        def i8(q, k, v, scale, k_scales, v_scales):
+            self.assertEqual(k.dtype, numpy.int32)
+            return forward(q, k * k_scales[..., None], v * v_scales[..., None], scale, False)
+
+        def q8_0(q, k, v, scale):
+            def values(blocks):  # a float16 scale and 32 whole numbers each
+                blocks = numpy.ascontiguousarray(blocks.astype(numpy.uint8))
+                scales = blocks[..., :2].copy().view(numpy.float16).astype(numpy.float32)
+                numbers = scales * blocks[..., 2:].view(numpy.int8)
+                return numbers.reshape(blocks.shape[:-2] + (-1,))
+            return forward(q, values(k), values(v), scale, False)
+
+        self.assertTrue(tilewise.check(i8, "b2 sq3 sk70 hq4 hk2 d16 f32 kv=i8"))
+        self.assertTrue(tilewise.check(q8_0, "b2 sq3 sk70 hq4 hk2 d64 f32 kv=q8_0"))
+
     def test_wrong_ones_are_rejected(self):
         def diagonal_off_by_one(q, k, v, scale, causal):
             return forward(q, k, v, scale, causal, shift=1)[0]

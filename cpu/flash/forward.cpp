@@ -122,11 +122,8 @@ class Attend {
   void start(int n) {
     const Span rows = rows_[n];
     const Block& block = tiles_.all[n];
-    const float sink = portable::sink_of<float>(head_);
-    for (std::int64_t r = 0; r < kernels_.queries; ++r) {
-      block.m[r] = static_cast<float>(sink * log2_e);
-      block.l[r] = sink == minus_infinity ? 0.0f : 1.0f;
-    }
+    std::fill_n(block.m, kernels_.queries, minus_infinity);
+    std::fill_n(block.l, kernels_.queries, 0.0f);
     std::fill_n(block.Ot, head_.shape.head_dim_v * kernels_.queries, 0.0f);
     const Rows q = query_rows(head_, rows, kernels_, tiles_.rows);
     kernels_.pack_queries(q, rows.count, head_.shape.head_dim, block.Qt);
@@ -231,20 +228,35 @@ class Attend {
   void finish(int n) {
     const Span rows = rows_[n];
     const Block& block = tiles_.all[n];
-    const std::int64_t width = head_.shape.head_dim_v;
+    bool empty[most_queries];
+    for (std::int64_t r = 0; r < rows.count; ++r)
+      empty[r] = finish_row(rows.first + r, block.m[r], block.l[r]);
     const Rows o = output_rows(head_, rows, tiles_.rows);
-    kernels_.unpack(block.Ot, block.l, rows.count, width, const_cast<float*>(o.data), o.stride);
-    for (std::int64_t r = 0; r < rows.count; ++r) {
-      const double m = block.m[r], l = block.l[r];
-      const bool empty = l == 0;
-      if (empty)
+    float* const first = const_cast<float*>(o.data);
+    kernels_.unpack(block.Ot, block.l, rows.count, head_.shape.head_dim_v, first, o.stride);
+    for (std::int64_t r = 0; r < rows.count; ++r)
+      if (empty[r])
         portable::fill_empty_row(head_, tiles_.key_values.memory_for_values(),
-                                 const_cast<float*>(o.data) + r * o.stride);
-      portable::write_lse(head_, rows.first + r, m / log2_e + std::log(l), empty);
-    }
-    if (o.data == tiles_.rows.data)
+                                 first + r * o.stride);
+    if (first == tiles_.rows.data)
       portable::write_tile(head_.queries, head_.call.tensors.o, head_.b, head_.h, rows,
                            tiles_.rows);
+  }
+
+  /// LSE; and l becomes what O is divided by. A sink is a further score, whose value is zero: with
+  /// it no row is empty.
+  bool finish_row(std::int64_t row, double m, float& l) const {
+    const double score = plain_ ? m * head_.call.params.softmax_scale : m;
+    const double sink = portable::sink_of<double>(head_);
+    if (sink == -std::numeric_limits<double>::infinity()) {
+      portable::write_lse(head_, row, score + std::log(static_cast<double>(l)), l == 0);
+      return l == 0;
+    }
+    const double most = std::max(score, sink);
+    const double sum = l * std::exp(score - most) + std::exp(sink - most);
+    portable::write_lse(head_, row, most + std::log(sum), false);
+    l = static_cast<float>(l + std::exp(sink - score));
+    return false;
   }
 
   const TileKernels& kernels_;

@@ -26,13 +26,13 @@ struct Rows {
   std::int64_t stride;
 };
 
-/// A block's softmax so far, a number for each lane. In units of log2: exp(s) = 2^(s log2 e), and
-/// `factor` takes raw scores there (softmax_scale log2 e).
+/// A block's softmax so far, a number for each lane. Scores are as S has them; `factor`,
+/// softmax_scale log2 e, makes powers of two of them.
 struct Softmax {
-  float* m;      ///< the largest score times factor; -inf before any
-  float* l;      ///< the sum of 2^(s factor - m)
-  float* top;    ///< a tile's largest raw score: from scores() or hide(), to online_softmax()
-  float* alpha;  ///< 2^(m before - m now): from online_softmax() to values()
+  float* m;      ///< the largest score; -inf before any
+  float* l;      ///< the sum of 2^((s - m) factor)
+  float* top;    ///< a tile's largest score: from scores() or hide(), to online_softmax()
+  float* alpha;  ///< 2^((m before - m now) factor): from online_softmax() to values()
   float factor;
 };
 

@@ -1,11 +1,11 @@
 // Softmax on a tile of scores, a register of lanes at a time (Milakov & Gimelshein 2018, arXiv
 // 1805.02867, and Dao 2023, Algorithm 1):
 //
-//   m' = max(m, top factor)     P = 2^(S factor - m')     alpha = 2^(m - m')     l' = alpha l + sum
-//   P
+//   m' = max(m, top)         P = 2^((S - m') factor)
+//   l' = alpha l + sum P     alpha = 2^((m - m') factor)
 //
-// m is kept as the product is rounded, so that alpha is exact for the P that were computed with the
-// m before. S factor - m' is one fma.
+// The difference comes first: the exponent of what counts is small then, and so is its rounding
+// error, however large the scores are. (An fma, S factor - m' factor, would be an operation less.)
 #pragma once
 
 #include "cpu/flash/tile/block.hpp"
@@ -39,17 +39,16 @@ void online_softmax(float* S, std::int64_t keys, const Softmax& softmax) {
   F shift[V], sum[V], alpha[V];
   unroll<V>([&](auto v) TILEWISE_LAMBDA_INLINE {
     const F before = load<F>(softmax.m + v * L);
-    const F m = max(load<F>(softmax.top + v * L) * factor, before);
+    const F m = max(load<F>(softmax.top + v * L), before);
     shift[v] = shift_of(m);
-    alpha[v] = simd::TILEWISE_ISA::exp2_of_nonpositive(before - shift[v]);
+    alpha[v] = simd::TILEWISE_ISA::exp2_of_nonpositive((before - shift[v]) * factor);
     sum[v] = F(0.0f);
     store(softmax.m + v * L, m);
   });
   for (std::int64_t j = 0; j < keys; ++j)
     unroll<V>([&](auto v) TILEWISE_LAMBDA_INLINE {
       float* const s = S + j * queries + v * L;
-      const F p =
-          simd::TILEWISE_ISA::exp2_of_nonpositive(fma(load<F>(s), factor, F(0.0f) - shift[v]));
+      const F p = simd::TILEWISE_ISA::exp2_of_nonpositive((load<F>(s) - shift[v]) * factor);
       sum[v] = sum[v] + p;
       store(s, p);
     });
