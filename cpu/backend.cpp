@@ -42,11 +42,16 @@ std::size_t forward_workspace(const Call& call, int max_workers) {
                          : portable::forward_workspace<float>(call, max_workers);
 }
 
+std::size_t forward_fast_workspace(const Call& call, int max_workers) {
+  return by_tile_kernels(call) ? flash::forward_fast_workspace(*call.kernels, call, max_workers)
+                               : forward_workspace(call, max_workers);
+}
+
 Status forward(const Call& call, const Workers& workers, void* workspace, std::size_t bytes) {
   const Status status = suffices(workspace, bytes, forward_workspace(call, workers.max_workers));
   if (!status.ok()) return status;
   if (by_tile_kernels(call))
-    flash::forward(*call.kernels, call, workers, workspace);
+    flash::forward(*call.kernels, call, workers, workspace, bytes);
   else if (in_double(call))
     portable::forward<double>(call, workers, workspace);
   else

@@ -42,6 +42,9 @@ Choice choose(const Call& call, bool backward);
 /// head_dim, head_dim_v and the dtype, not on the lengths.
 std::size_t forward_workspace(const Call& call, int max_workers);
 
+/// What it can use more of, also in the lengths that tensors have room for.
+std::size_t forward_fast_workspace(const Call& call, int max_workers);
+
 /// Writes k_new and v_new, if they exist, into k and v; then o, and lse if it exists. Rows past a
 /// sequence's length are not written.
 Status forward(const Call& call, const Workers& workers, void* workspace, std::size_t bytes);

@@ -46,6 +46,20 @@
 namespace tilewise::simd {
 inline namespace TILEWISE_ISA {
 
+namespace detail {
+template <class Body, int... I>
+TILEWISE_INLINE void unroll(Body& body, std::integer_sequence<int, I...>) {
+  (body(std::integral_constant<int, I>{}), ...);
+}
+}  // namespace detail
+
+/// body(0), ..., body(N - 1) written out, the index a compile-time constant. Arrays of registers
+/// stay in registers only if every index into them is known.
+template <int N, class Body>
+TILEWISE_INLINE void unroll(Body&& body) {
+  detail::unroll(body, std::make_integer_sequence<int, N>{});
+}
+
 #if defined(XSIMD_NO_SUPPORTED_ARCHITECTURE)
 
 /// One lane, for processors without SIMD that xsimd knows.
@@ -77,6 +91,9 @@ inline float reduce_add(Floats x) {
 }
 inline float reduce_max(Floats x) {
   return x.value;
+}
+inline Floats add_lanes(const Floats* x) {
+  return *x;
 }
 template <class F>
 F load(const float* from) {
@@ -143,6 +160,35 @@ TILEWISE_INLINE float reduce_max(const xsimd::batch<float, Arch>& x) {
 #endif
 }
 
+/// Lane i: the lanes of x[i] added up, for as many registers as there are lanes, in one order.
+template <class Arch>
+TILEWISE_INLINE xsimd::batch<float, Arch> add_lanes(const xsimd::batch<float, Arch>* x) {
+#if defined(__AVX512DQ__)
+  // Not xsimd's: 8.1 gives them out of order on AVX-512. Here 128-bit quarters are folded, of
+  // sixteen registers to eight to four; then numbers within quarters.
+  if constexpr (std::is_base_of_v<xsimd::avx512f, Arch>) {
+    __m512 half[8], quarter[4], fold[2];
+    unroll<8>([&](auto i) TILEWISE_LAMBDA_INLINE {
+      half[i] = _mm512_add_ps(_mm512_shuffle_f32x4(x[i], x[i + 8], _MM_SHUFFLE(1, 0, 1, 0)),
+                              _mm512_shuffle_f32x4(x[i], x[i + 8], _MM_SHUFFLE(3, 2, 3, 2)));
+    });
+    unroll<4>([&](auto i) TILEWISE_LAMBDA_INLINE {
+      quarter[i] =
+          _mm512_add_ps(_mm512_shuffle_f32x4(half[i], half[i + 4], _MM_SHUFFLE(2, 0, 2, 0)),
+                        _mm512_shuffle_f32x4(half[i], half[i + 4], _MM_SHUFFLE(3, 1, 3, 1)));
+    });
+    unroll<2>([&](auto i) TILEWISE_LAMBDA_INLINE {
+      fold[i] = _mm512_add_ps(_mm512_unpacklo_ps(quarter[2 * i], quarter[2 * i + 1]),
+                              _mm512_unpackhi_ps(quarter[2 * i], quarter[2 * i + 1]));
+    });
+    const __m512 all = _mm512_add_ps(_mm512_shuffle_ps(fold[0], fold[1], _MM_SHUFFLE(1, 0, 1, 0)),
+                                     _mm512_shuffle_ps(fold[0], fold[1], _MM_SHUFFLE(3, 2, 3, 2)));
+    return xsimd::batch<float, Arch>(_mm512_shuffle_f32x4(all, all, _MM_SHUFFLE(3, 1, 2, 0)));
+  } else
+#endif
+    return xsimd::haddp(x);
+}
+
 template <class F>
 TILEWISE_INLINE F load(const float* from) {
   return F::load_unaligned(from);
@@ -189,7 +235,13 @@ TILEWISE_INLINE xsimd::batch<float, Arch> exp(const xsimd::batch<float, Arch>& x
 template <class Arch>
 TILEWISE_INLINE xsimd::batch<float, Arch> add_to_exponent(
     const xsimd::batch<float, Arch>& mantissa, const xsimd::batch<float, Arch>& shifted) {
-#if XSIMD_VERSION_MAJOR < 9
+#if XSIMD_VERSION_MAJOR < 9 && defined(__ARM_NEON)
+  // There its bitwise_cast is a table of functions: no compiler inlines them, and two instruction
+  // sets would share them.
+  const int32x4_t exponent = vshlq_n_s32(vreinterpretq_s32_f32(shifted), 23);
+  return xsimd::batch<float, Arch>(
+      vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(mantissa), exponent)));
+#elif XSIMD_VERSION_MAJOR < 9
   using Bits = xsimd::batch<std::int32_t, Arch>;
   const Bits bits =
       xsimd::bitwise_cast<Bits>(mantissa) + (xsimd::bitwise_cast<Bits>(shifted) << 23);
@@ -250,20 +302,6 @@ TILEWISE_INLINE void store_tail(float* to, const F& x, std::int64_t n) {
   float lane[F::size];
   store(lane, x);
   for (int i = 0; i < lanes_of<F> && i < n; ++i) to[i] = lane[i];
-}
-
-namespace detail {
-template <class Body, int... I>
-TILEWISE_INLINE void unroll(Body& body, std::integer_sequence<int, I...>) {
-  (body(std::integral_constant<int, I>{}), ...);
-}
-}  // namespace detail
-
-/// body(0), ..., body(N - 1) written out, the index a compile-time constant. Arrays of registers
-/// stay in registers only if every index into them is known.
-template <int N, class Body>
-TILEWISE_INLINE void unroll(Body&& body) {
-  detail::unroll(body, std::make_integer_sequence<int, N>{});
 }
 
 /// A matrix whose elements are broadcast one by one: (r, t) at data[r * row + t * step].

@@ -134,7 +134,10 @@ tilewise_status tilewise_attention_workspace(const tilewise_context* context,
   const std::size_t bytes =
       status.ok() ? workspace_of(call, pass, context->workers.max_workers) : 0;
   if (min_bytes != nullptr) *min_bytes = bytes;
-  if (fast_bytes != nullptr) *fast_bytes = bytes;  // the portable kernel packs nothing
+  if (fast_bytes != nullptr)
+    *fast_bytes = status.ok() && pass == TILEWISE_FORWARD
+                      ? forward_fast_workspace(call, context->workers.max_workers)
+                      : bytes;
   return report(error, status);
 }
 

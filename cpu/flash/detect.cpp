@@ -5,14 +5,19 @@
 #include <cstdlib>
 #include <cstring>
 
-#if defined(TILEWISE_X86_KERNELS)
+// cpu/CMakeLists.txt defines TILEWISE_AVX2_KERNELS and its like for those in this build.
+#if defined(TILEWISE_AVX2_KERNELS) || defined(TILEWISE_AVX512_KERNELS)
 #include <cpuid.h>
+#define TILEWISE_ASK_X86
+#elif defined(TILEWISE_NEON_KERNELS) && defined(__arm__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 namespace tilewise::cpu::flash {
 namespace {
 
-#if defined(TILEWISE_X86_KERNELS)
+#if defined(TILEWISE_ASK_X86)
 bool bit(unsigned word, int n) {
   return (word >> n & 1u) != 0;
 }
@@ -35,10 +40,23 @@ struct X86 {
     constexpr unsigned ymm = 0x6, zmm = 0xe6;
     const unsigned saved = saved_registers();
     avx2 = bit(b, 5) && (saved & ymm) == ymm;
-    const bool f_dq_bw_vl = bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31);
-    avx512 = avx2 && f_dq_bw_vl && (saved & zmm) == zmm;
+    const bool f_dq_cd_bw_vl = bit(b, 16) && bit(b, 17) && bit(b, 28) && bit(b, 30) && bit(b, 31);
+    avx512 = avx2 && f_dq_cd_bw_vl && (saved & zmm) == zmm;
   }
 };
+#endif
+
+#if defined(TILEWISE_NEON_KERNELS)
+/// AArch64 has it always; a 32-bit processor has it with fused multiply-adds, or the kernels' flags
+/// are not its own.
+bool has_neon() {
+#if defined(__arm__)
+  constexpr unsigned long wanted = HWCAP_NEON | HWCAP_VFPv4;
+  return (getauxval(AT_HWCAP) & wanted) == wanted;
+#else
+  return true;
+#endif
+}
 #endif
 
 struct Candidate {
@@ -53,13 +71,20 @@ struct Candidates {
   int count = 0;
 
   Candidates() {
-#if defined(TILEWISE_X86_KERNELS)
+#if defined(TILEWISE_ASK_X86)
     const X86 processor;
+#endif
+#if defined(TILEWISE_AVX512_KERNELS)
     if (processor.avx512) all[count++] = {TILEWISE_ISA_AVX512, "avx512", avx512_kernels()};
+#endif
+#if defined(TILEWISE_AVX2_KERNELS)
     if (processor.avx2) all[count++] = {TILEWISE_ISA_AVX2, "avx2", avx2_kernels()};
+#endif
+#if defined(TILEWISE_SSE2_KERNELS)
     all[count++] = {TILEWISE_ISA_SSE2, "sse2", sse2_kernels()};
-#elif defined(TILEWISE_NEON_KERNELS)
-    all[count++] = {TILEWISE_ISA_NEON, "neon", neon_kernels()};
+#endif
+#if defined(TILEWISE_NEON_KERNELS)
+    if (has_neon()) all[count++] = {TILEWISE_ISA_NEON, "neon", neon_kernels()};
 #endif
   }
 };

@@ -16,6 +16,9 @@ namespace tilewise::cpu::flash {
 const char* refuses(const Call& call);
 
 std::size_t forward_workspace(const TileKernels& kernels, const Call& call, int max_workers);
-void forward(const TileKernels& kernels, const Call& call, const Workers& workers, void* workspace);
+/// The same, and room for what splits a long sequence with few queries among workers.
+std::size_t forward_fast_workspace(const TileKernels& kernels, const Call& call, int max_workers);
+void forward(const TileKernels& kernels, const Call& call, const Workers& workers, void* workspace,
+             std::size_t bytes);
 
 }  // namespace tilewise::cpu::flash

@@ -14,10 +14,11 @@
 // query, keys and masks alone: tiles start at multiples of 64 keys from the sequence's first, and a
 // lane never learns of another.
 #include "cpu/flash/flash.hpp"
+#include "cpu/flash/decode.hpp"
 #include "cpu/flash/key_values.hpp"
+#include "cpu/flash/outcome.hpp"
 #include "cpu/portable/append.hpp"
 #include "cpu/portable/operands.hpp"
-#include "cpu/portable/outcome.hpp"
 #include "cpu/portable/portable.hpp"
 #include "cpu/portable/rows.hpp"
 #include "cpu/portable/scores.hpp"
@@ -41,7 +42,6 @@ using portable::Span;
 using portable::Tile;
 
 constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
-constexpr double log2_e = 1.4426950408889634;
 constexpr std::int64_t most_queries = 64;  ///< of a block, for any instruction set
 constexpr std::int64_t most_blocks = 4;    ///< of a task
 
@@ -50,15 +50,6 @@ constexpr std::int64_t most_blocks = 4;    ///< of a task
 std::int64_t blocks_a_task(const Shape& shape, std::int64_t queries) {
   const std::int64_t block_bytes = queries * (shape.head_dim + shape.head_dim_v) * 4;
   return std::clamp<std::int64_t>((std::int64_t{1} << 19) / block_bytes, 1, most_blocks);
-}
-
-/// Whether scores need more than a scale, and masks more than a range of keys for each row. Then
-/// each tile of them takes the portable backend's way, a row a query.
-bool is_plain(const Call& call) {
-  const AttentionTensors& tensors = call.tensors;
-  return call.params.softcap == 0 && call.params.dropout_p == 0 && call.params.softmax_scale > 0 &&
-         std::isfinite(call.params.softmax_scale) && !tensors.bias.exists() &&
-         !tensors.mask.exists() && !tensors.alibi_slopes.exists() && !tensors.block_mask.exists();
 }
 
 struct Block {
@@ -161,8 +152,7 @@ class Attend {
       }
       kernels_.hide(tiles_.S, keys.count, tiles_.begin, tiles_.end, tiles_.top);
     }
-    const auto factor = static_cast<float>(head_.call.params.softmax_scale * log2_e);
-    add_scores(n, keys, all ? Coverage::all : Coverage::some, factor, diagonal);
+    add_scores(n, keys, all ? Coverage::all : Coverage::some, diagonal);
   }
 
   /// Everything that the portable backend knows how to do to scores, by its own functions.
@@ -177,10 +167,10 @@ class Attend {
     coverage =
         portable::finish_scores(head_, rows, keys, coverage, tiles_.visible, scores, Tile<float>{});
     kernels_.from_rows(scores.data, Bc, keys.count, tiles_.S, tiles_.top);
-    add_scores(n, keys, coverage, static_cast<float>(log2_e), no_diagonal);
+    add_scores(n, keys, coverage, no_diagonal);
   }
 
-  void add_scores(int n, Span keys, Coverage coverage, float factor, std::int64_t diagonal) {
+  void add_scores(int n, Span keys, Coverage coverage, std::int64_t diagonal) {
     const Block& block = tiles_.all[n];
     // 0 NaN is NaN: where V is not finite, what is hidden has to be left out.
     const bool leave_out =
@@ -188,7 +178,7 @@ class Attend {
         !kernels_.finite(tiles_.key_values.v(), keys.count, head_.shape.head_dim_v);
     if (leave_out) note_hidden(keys);
     kernels_.online_softmax(tiles_.S, keys.count,
-                            {block.m, block.l, tiles_.top, tiles_.alpha, factor});
+                            {block.m, block.l, tiles_.top, tiles_.alpha, factor_of(head_.call)});
     if (head_.call.params.dropout_p > 0) drop(n, keys);
     if (leave_out)
       add_seen_values(block, keys);
@@ -229,8 +219,13 @@ class Attend {
     const Span rows = rows_[n];
     const Block& block = tiles_.all[n];
     bool empty[most_queries];
-    for (std::int64_t r = 0; r < rows.count; ++r)
-      empty[r] = finish_row(rows.first + r, block.m[r], block.l[r]);
+    for (std::int64_t r = 0; r < rows.count; ++r) {
+      const double m = block.m[r];
+      const Outcome row = outcome(head_, rows.first + r,
+                                  plain_ ? m * head_.call.params.softmax_scale : m, block.l[r]);
+      block.l[r] = row.divisor;
+      empty[r] = row.empty;
+    }
     const Rows o = output_rows(head_, rows, tiles_.rows);
     float* const first = const_cast<float*>(o.data);
     kernels_.unpack(block.Ot, block.l, rows.count, head_.shape.head_dim_v, first, o.stride);
@@ -241,22 +236,6 @@ class Attend {
     if (first == tiles_.rows.data)
       portable::write_tile(head_.queries, head_.call.tensors.o, head_.b, head_.h, rows,
                            tiles_.rows);
-  }
-
-  /// LSE; and l becomes what O is divided by. A sink is a further score, whose value is zero: with
-  /// it no row is empty.
-  bool finish_row(std::int64_t row, double m, float& l) const {
-    const double score = plain_ ? m * head_.call.params.softmax_scale : m;
-    const double sink = portable::sink_of<double>(head_);
-    if (sink == -std::numeric_limits<double>::infinity()) {
-      portable::write_lse(head_, row, score + std::log(static_cast<double>(l)), l == 0);
-      return l == 0;
-    }
-    const double most = std::max(score, sink);
-    const double sum = l * std::exp(score - most) + std::exp(sink - most);
-    portable::write_lse(head_, row, most + std::log(sum), false);
-    l = static_cast<float>(l + std::exp(sink - score));
-    return false;
   }
 
   const TileKernels& kernels_;
@@ -287,13 +266,15 @@ void run_task(void* arg, std::int64_t task, int worker) {
   const Head head(job.call, sequence_head / heads, sequence_head % heads);
   const std::int64_t n = job.row_tasks - 1 - task % job.row_tasks;
   const Span rows = Span::block(n, job.rows_a_task, head.seqlen_q);
+  if (is_short(job.kernels, head.seqlen_q)) return;
   if (rows.count > 0) Attend(job.kernels, head, rows, tiles).run();
 }
 
 std::size_t bytes_a_worker(const TileKernels& kernels, const Call& call) {
   Arena arena(nullptr);
   const Tiles tiles(arena, Shape(call), kernels.queries);
-  return std::max(arena.used(), portable::forward_workspace<float>(call, 1));
+  return std::max(
+      {arena.used(), decode_workspace(call), portable::forward_workspace<float>(call, 1)});
 }
 
 }  // namespace
@@ -308,24 +289,35 @@ std::size_t forward_workspace(const TileKernels& kernels, const Call& call, int 
   return bytes_a_worker(kernels, call) * static_cast<std::size_t>(max_workers);
 }
 
-void forward(const TileKernels& kernels, const Call& call, const Workers& workers,
-             void* workspace) {
+std::size_t forward_fast_workspace(const TileKernels& kernels, const Call& call, int max_workers) {
+  return forward_workspace(kernels, call, max_workers) + decode_extra(kernels, call);
+}
+
+void forward(const TileKernels& kernels, const Call& call, const Workers& workers, void* workspace,
+             std::size_t bytes) {
   if (call.tensors.cache.appends()) portable::append<float>(call, workers, workspace);
   const Sequences queries = Sequences::of_queries(call.tensors);
   const Shape shape(call);
-  const std::int64_t longest = queries.longest(), heads = queries.batch() * shape.nheads_q;
+  auto* const memory = static_cast<char*>(workspace);
+  const std::size_t a_worker = bytes_a_worker(kernels, call);
+  std::int64_t longest = 0, shortest = std::numeric_limits<std::int64_t>::max();
+  for (std::int64_t b = 0; b < queries.batch(); ++b) {
+    longest = std::max(longest, queries.length(b));
+    shortest = std::min(shortest, queries.length(b));
+  }
+  if (is_short(kernels, shortest)) {
+    const std::size_t least = forward_workspace(kernels, call, workers.max_workers);
+    const bool fast = bytes >= forward_fast_workspace(kernels, call, workers.max_workers);
+    decode(kernels, call, workers, memory, a_worker, fast ? memory + least : nullptr);
+  }
+  if (is_short(kernels, longest)) return;
+  const std::int64_t heads = queries.batch() * shape.nheads_q;
   std::int64_t rows_a_task = kernels.queries * blocks_a_task(shape, kernels.queries);
   while (rows_a_task > kernels.queries &&
          heads * blocks(longest, rows_a_task) < 4 * std::int64_t{workers.max_workers})
     rows_a_task -= kernels.queries;
   const std::int64_t row_tasks = blocks(longest, rows_a_task);
-  Job job{kernels,
-          call,
-          shape,
-          rows_a_task,
-          row_tasks,
-          static_cast<char*>(workspace),
-          bytes_a_worker(kernels, call)};
+  Job job{kernels, call, shape, rows_a_task, row_tasks, memory, a_worker};
   workers.parallel_for(workers.pool, workers.max_workers, heads * row_tasks, run_task, &job);
 }
 

@@ -23,6 +23,10 @@ class KeyValues {
     head_ = &head;
   }
   void turn_to(portable::Span keys);
+  /// K, or V, of these keys as it is stored, where that is evenly spaced and of a format that the
+  /// tile kernels read; else as floats, as turn_to() has them.
+  Source source_of_keys(portable::Span keys);
+  Source source_of_values(portable::Span keys);
 
   Rows k() const { return k_; }
   Rows v() const { return v_; }
@@ -30,6 +34,14 @@ class KeyValues {
   const portable::Tile<float>& memory_for_values() const { return value_memory_; }
 
  private:
+  bool read(const TensorView& tensor, portable::Span keys, std::int64_t width,
+            const portable::Tile<float>& memory, Rows& rows) const;
+  void read_keys(portable::Span keys);
+  void read_values(portable::Span keys);
+  bool evenly_spaced(portable::Span keys) const;
+  bool stored(const TensorView& tensor, const TensorView& descale, portable::Span keys,
+              Source& source) const;
+
   const TileKernels* kernels_ = nullptr;
   const portable::Head* head_ = nullptr;
   portable::Tile<float> key_memory_, value_memory_;

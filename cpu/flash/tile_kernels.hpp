@@ -26,6 +26,14 @@ struct Rows {
   std::int64_t stride;
 };
 
+/// Rows of numbers as a tensor has them, `stride` numbers apart.
+enum class Element : std::uint8_t { f32, f16, bf16 };
+struct Source {
+  const void* data;
+  std::int64_t stride;
+  Element element;
+};
+
 /// A block's softmax so far, a number for each lane. Scores are as S has them; `factor`,
 /// softmax_scale log2 e, makes powers of two of them.
 struct Softmax {
@@ -71,6 +79,20 @@ struct TileKernels {
   /// `count` rows of queries from Ot, each lane divided by its l.
   void (*unpack)(const float* Ot, const float* l, std::int64_t count, std::int64_t head_dim_v,
                  float* o, std::int64_t stride);
+
+  // For few queries: rows of them, and of S and O, as they are (tile/decode.hpp). Rows of S have
+  // room for 64 keys.
+
+  /// S = q k^T.
+  void (*dots)(Rows q, std::int64_t rows, std::int64_t head_dim, Source k, std::int64_t keys,
+               float* S, std::int64_t S_row);
+  /// S becomes P; m, l and alpha, a number for each row, are brought up to date.
+  void (*weigh)(float* S, std::int64_t S_row, std::int64_t rows, std::int64_t keys,
+                const Softmax& softmax);
+  /// O = alpha O + P v.
+  void (*add_values)(const float* P, std::int64_t P_row, std::int64_t rows, std::int64_t keys,
+                     Source v, std::int64_t head_dim_v, const float* alpha, float* O,
+                     std::int64_t O_row);
 
   /// 16-bit floats to floats.
   void (*widen_f16)(const void* from, std::int64_t n, float* to);

@@ -1,6 +1,7 @@
 // The table of one instruction set. Included last by a file of isa/.
 #pragma once
 
+#include "cpu/flash/tile/decode.hpp"
 #include "cpu/flash/tile/products.hpp"
 #include "cpu/flash/tile/softmax.hpp"
 #include "cpu/flash/tile/transpose.hpp"
@@ -10,8 +11,8 @@ namespace tilewise::cpu::flash {
 inline namespace TILEWISE_ISA {
 
 constexpr TileKernels table(const char* name) {
-  return {name,           queries, pack_queries, scores, hide,      to_rows,   from_rows,
-          online_softmax, values,  finite,       unpack, widen_f16, widen_bf16};
+  return {name,   queries, pack_queries, scores, hide,  to_rows,    from_rows, online_softmax,
+          values, finite,  unpack,       dots,   weigh, add_values, widen_f16, widen_bf16};
 }
 
 }  // namespace TILEWISE_ISA

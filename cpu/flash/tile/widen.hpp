@@ -33,6 +33,45 @@ TILEWISE_INLINE float widen_one_f16(std::uint32_t code) {
   return float_of_bits(bits | (magnitude > 0x7c00 ? 0 : sign));
 }
 
+/// L codes, as a register.
+TILEWISE_INLINE F widen_f16_register(const char* codes) {
+#if defined(__AVX512F__)
+  return F(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes))));
+#elif defined(__F16C__)
+  return F(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes))));
+#elif defined(__aarch64__)
+  float16x4_t half;
+  __builtin_memcpy(&half, codes, sizeof half);
+  return F(vcvt_f32_f16(half));
+#else
+  float numbers[L];
+  for (int i = 0; i < L; ++i) {
+    std::uint16_t code;
+    __builtin_memcpy(&code, codes + 2 * i, sizeof code);
+    numbers[i] = widen_one_f16(code);
+  }
+  return load<F>(numbers);
+#endif
+}
+
+TILEWISE_INLINE F widen_bf16_register(const char* codes) {
+#if defined(__AVX512F__)
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
+  return F(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)));
+#elif defined(__AVX2__)
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes));
+  return F(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16)));
+#else
+  float numbers[L];
+  for (int i = 0; i < L; ++i) {
+    std::uint16_t code;
+    __builtin_memcpy(&code, codes + 2 * i, sizeof code);
+    numbers[i] = float_of_bits(static_cast<std::uint32_t>(code) << 16);
+  }
+  return load<F>(numbers);
+#endif
+}
+
 void widen_f16(const void* from, std::int64_t n, float* to) {
   const auto* const codes = static_cast<const char*>(from);
   std::int64_t i = 0;
