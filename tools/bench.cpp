@@ -2,7 +2,9 @@
 // call.
 //
 // A, B, A, B, ...: what slows the machine down for a while hits both of a pair, so that the ratio
-// within pairs says more than the ratio of two averages.
+// within pairs says more than the ratio of two averages. For the same reason each call has its own
+// ceiling, the multiply-adds of its own instruction set directly before and after it, and what is
+// told is the median of the calls' fractions.
 #include "tools/ceiling.hpp"
 #include "tools/commands.hpp"
 #include "tools/common.hpp"
@@ -35,6 +37,20 @@ double timed_call(const harness::Session& session) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
+constexpr double peak_seconds = 0.0015;
+
+/// One more call of `runner`, between two looks at the ceiling.
+double add_call(Runner& runner, int threads, double flops) {
+  const std::string_view isa = isa_of(runner.session->implementation().name());
+  const double before = measure_peak_gflops(threads, peak_seconds, isa);
+  const double seconds = timed_call(*runner.session);
+  const double peak = (before + measure_peak_gflops(threads, peak_seconds, isa)) / 2;
+  runner.seconds.push_back(seconds);
+  runner.peaks.push_back(peak);
+  runner.fractions.push_back(flops / seconds * 1e-9 / peak);
+  return seconds;
+}
+
 double quantile(std::vector<double> values, double part) {
   std::sort(values.begin(), values.end());
   const auto last = static_cast<double>(values.size() - 1);
@@ -55,7 +71,7 @@ std::vector<BenchRow> race(const Problem& problem,
   std::vector<Runner> runners;
   std::vector<std::size_t> row_of;  // per runner
   for (const harness::Implementation* implementation : chosen) {
-    rows.push_back({to_string(problem), std::string(implementation->name()), {}, {}, 0, 0, {}});
+    rows.push_back({to_string(problem), std::string(implementation->name()), {}, {}, 0, 0, {}, {}});
     const harness::Support support = implementation->supports(problem);
     if (!support.ok) {
       rows.back().why_not = support.reason;
@@ -77,12 +93,7 @@ std::vector<BenchRow> race(const Problem& problem,
   double spent = 0;
   for (int round = 0; round < 3 || spent < budget; ++round)
     for (Runner& runner : runners) {
-      const double peak = measure_peak_gflops(options.threads, 0.002);
-      const double seconds = timed_call(*runner.session);
-      runner.seconds.push_back(seconds);
-      runner.peaks.push_back(peak);
-      runner.fractions.push_back(flops / seconds * 1e-9 / peak);
-      spent += seconds;
+      spent += add_call(runner, options.threads, flops);
       progress.within(spent / budget);
     }
 
@@ -96,6 +107,7 @@ std::vector<BenchRow> race(const Problem& problem,
     row.time.flops = flops;
     row.fraction_of_peak = median(runner.fractions);
     row.peak_gflops = median(runner.peaks);
+    row.fma = fma_name(isa_of(row.implementation));
     if (i > 0) row.ratio = ratio_of(runners.front(), runner);
   }
   return rows;
@@ -106,7 +118,7 @@ std::string text_of(const std::vector<BenchRow>& rows) {
   for (const BenchRow& row : rows)
     if (first == nullptr && row.why_not.empty()) first = &row;
   std::vector<std::vector<std::string>> table{
-      {"implementation", "median", "fastest", "slowest", "calls", "GFLOP/s", "of peak"}};
+      {"implementation", "median", "fastest", "slowest", "calls", "GFLOP/s", "of peak", "peak"}};
   bool ratios = false;
   for (const BenchRow& row : rows) ratios = ratios || row.ratio.has_value();
   if (ratios) table.front().push_back("speed-up (middle half)");
@@ -119,7 +131,8 @@ std::string text_of(const std::vector<BenchRow>& rows) {
     table.push_back({row.implementation, seconds_text(row.time.median),
                      seconds_text(row.time.fastest), seconds_text(row.time.slowest),
                      fmt::format("{}", row.time.repetitions), short_text(row.time.gflops()),
-                     fmt::format("{:.1f} %", row.fraction_of_peak * 100)});
+                     fmt::format("{:.1f} %", row.fraction_of_peak * 100),
+                     fmt::format("{} {}", short_text(row.peak_gflops), row.fma)});
     if (ratios)
       table.back().push_back(row.ratio
                                  ? fmt::format("{:.2f}x ({:.2f} to {:.2f})", row.ratio->median,
@@ -128,9 +141,8 @@ std::string text_of(const std::vector<BenchRow>& rows) {
   }
   std::string text = rows.front().problem + "\n";
   if (first != nullptr)
-    text += table_text(table, {false, true, true, true, true, true, true, false}) +
-            fmt::format("peak: {} GFLOP/s, float32 multiply-adds ({}), measured before each call\n",
-                        short_text(first->peak_gflops), fma_name());
+    text += table_text(table, {false, true, true, true, true, true, true, false, false}) +
+            "peak: GFLOP/s of float32 multiply-adds on registers, before and after each call\n";
   if (ratios)
     text +=
         fmt::format("speed-up: {}'s time over this one's, pair by pair\n", first->implementation);

@@ -221,7 +221,7 @@ harness::Table library_implementations() {
       TILEWISE_ISA_AVX2);
   add("cpu.avx512", "the library's tile kernels with AVX-512: 64 queries a block",
       TILEWISE_ISA_AVX512);
-#elif defined(__ARM_NEON)
+#elif defined(__aarch64__) || defined(__arm__)
   add("cpu.neon", "the library's tile kernels with NEON", TILEWISE_ISA_NEON);
 #endif
   return table;

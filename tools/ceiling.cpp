@@ -9,6 +9,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstddef>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -36,9 +37,11 @@ inline float start(float sink, int i) {
 using FmaLoop = void (*)(float& sink);
 
 struct Unit {
+  const char* isa;  ///< as implementations are called: cpu.avx2
   FmaLoop loop;
   int lanes;
   const char* name;
+  bool runs;  ///< on this processor
 };
 
 #if defined(__x86_64__)
@@ -75,6 +78,10 @@ __attribute__((target("avx2,fma"))) void loop_avx2(float& sink) {
 }
 #endif
 
+#if defined(__x86_64__)
+// Whatever flags this file was given: SSE2 has no multiply-add, the pair of instructions counts.
+__attribute__((target("no-avx")))
+#endif
 /// Four lanes in the compiler's own vector type: NEON's multiply-add, or SSE2's pair.
 void loop_four(float& sink) {
   using Vector = float __attribute__((vector_size(16)));
@@ -91,17 +98,28 @@ void loop_four(float& sink) {
   sink = x[0][0] / accumulators;
 }
 
-Unit widest() {
+/// The widest first; the last one runs everywhere.
+const std::vector<Unit>& units() {
+  static const std::vector<Unit> all {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f")) return {loop_avx512, 16, "AVX-512"};
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    return {loop_avx2, 8, "AVX2 and FMA"};
-  return {loop_four, 4, "SSE2"};
+    {"avx512", loop_avx512, 16, "AVX-512", __builtin_cpu_supports("avx512f") != 0},
+        {"avx2", loop_avx2, 8, "AVX2 and FMA",
+         __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0},
+        {"sse2", loop_four, 4, "SSE2", true},
 #elif defined(__aarch64__)
-  return {loop_four, 4, "NEON"};
+    {"neon", loop_four, 4, "NEON", true},
 #else
-  return {loop_four, 4, "128-bit vectors"};
+    {"", loop_four, 4, "128-bit vectors", true},
 #endif
+  };
+  return all;
+}
+
+const Unit& unit_of(std::string_view isa) {
+  const auto runs = [](const Unit& unit) { return unit.runs; };
+  const auto named = [isa](const Unit& unit) { return unit.runs && unit.isa == isa; };
+  const auto found = std::find_if(units().begin(), units().end(), named);
+  return found != units().end() ? *found : *std::find_if(units().begin(), units().end(), runs);
 }
 
 double since(Clock::time_point start) {
@@ -122,13 +140,19 @@ int thread_count(int threads) {
   return threads > 0 ? threads : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
-std::string fma_name() {
-  return widest().name;
+std::string_view isa_of(std::string_view implementation) {
+  constexpr std::string_view library = "cpu.";
+  return implementation.starts_with(library) ? implementation.substr(library.size())
+                                             : std::string_view{};
 }
 
-double measure_peak_gflops(int threads, double seconds) {
+std::string fma_name(std::string_view isa) {
+  return unit_of(isa).name;
+}
+
+double measure_peak_gflops(int threads, double seconds, std::string_view isa) {
   threads = thread_count(threads);
-  const Unit unit = widest();
+  const Unit& unit = unit_of(isa);
   const double flops_per_call = 2.0 * accumulators * steps * unit.lanes;
   std::vector<double> rates(static_cast<std::size_t>(threads));
   std::atomic<int> ready = 0;

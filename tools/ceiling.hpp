@@ -5,15 +5,21 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 
 namespace tilewise::tools {
 
-/// The widest multiply-add that this processor executes: "AVX-512", "AVX2 and FMA", ...
-std::string fma_name();
+/// The instruction set that an implementation is compiled for, by its name: "avx2" of "cpu.avx2".
+/// Empty for the course's steps and for plug-ins, which use what they like.
+std::string_view isa_of(std::string_view implementation);
 
-/// GFLOP/s of independent float32 multiply-adds on registers alone, on `threads` threads (0: all of
-/// the machine's) for about `seconds`. A multiply-add is two operations.
-double measure_peak_gflops(int threads, double seconds);
+/// "AVX-512", "AVX2 and FMA", ...: the multiply-adds of `isa` (sse2, avx2, avx512, neon). Any other
+/// word: the widest that this processor executes.
+std::string fma_name(std::string_view isa = {});
+
+/// GFLOP/s of independent float32 multiply-adds of `isa` on registers alone, on `threads` threads
+/// (0: all of the machine's) for about `seconds`. A multiply-add is two operations.
+double measure_peak_gflops(int threads, double seconds, std::string_view isa = {});
 
 /// Gbyte/s of a[i] = b[i] + x c[i] over arrays of 64 MiB (McCalpin's STREAM triad: three arrays,
 /// 12 bytes counted an element), the best of a few passes, on all threads.

@@ -43,7 +43,8 @@ int conclude(const std::vector<Verdict>& verdicts, bool json) {
 
 int check_files(const CheckOptions& options) {
   if (options.outputs.empty())
-    throw BadInput("--in needs --outputs: expected the o [lse dq dk dv] that somebody computed");
+    throw BadInput(
+        "--in needs --outputs: expected the o [lse dq dk dv ...] that somebody computed");
   if (options.problems.size() > 1)
     throw BadInput("one set of files is one problem: expected one PROBLEM, or none");
   const std::string line = expand_problems(options.problems).empty()
@@ -55,6 +56,10 @@ int check_files(const CheckOptions& options) {
   progress.begin("judging " + options.outputs);
   judge.progress = [&](double fraction) { progress.within(fraction); };
   Verdict verdict = harness::judge(given.problem, given.tensors, judge);
+  if (!given.changed_cache.empty()) {
+    verdict.reasons.push_back("cache: " + given.changed_cache);
+    if (verdict.state == State::pass) verdict.state = State::fail;
+  }
   verdict.implementation = options.outputs;
   verdict.reproduce =
       fmt::format("tilewise check \"{}\" --in {} --outputs {}{}", to_string(given.problem),

@@ -20,7 +20,7 @@ namespace {
 std::string describe(const formats::Arrays& arrays) {
   std::string text;
   for (const auto& [name, array] : arrays) {
-    text += fmt::format("  {:<13} {:<5} [", name, name_of(array.dtype));
+    text += fmt::format("  {:<18} {:<5} [", name, name_of(array.dtype));
     for (std::size_t dim = 0; dim < array.shape.size(); ++dim)
       text += fmt::format("{}{}", dim == 0 ? "" : ", ", array.shape[dim]);
     text += "]\n";

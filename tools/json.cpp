@@ -85,6 +85,7 @@ std::string bench_json(const std::vector<BenchRow>& rows) {
       json["time"] = of(row.time);
       json["fraction_of_peak"] = number(row.fraction_of_peak);
       json["peak_gflops"] = number(row.peak_gflops);
+      json["fma"] = row.fma;
       if (row.ratio)
         json["times_as_fast_as_first"] = {{"median", number(row.ratio->median)},
                                           {"quartile_low", number(row.ratio->low)},

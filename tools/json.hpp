@@ -41,7 +41,8 @@ struct BenchRow {
   std::string problem, implementation;
   std::string why_not;  ///< not empty: it does not serve the problem
   harness::TimeReport time;
-  double fraction_of_peak = 0, peak_gflops = 0;
+  double fraction_of_peak = 0, peak_gflops = 0;  ///< medians, each call beside its own peak
+  std::string fma;                               ///< whose multiply-adds the peak is
   std::optional<Ratio> ratio;  ///< of the first implementation's time to this one's
 };
 std::string bench_json(const std::vector<BenchRow>& rows);

@@ -1,4 +1,9 @@
-// Tensors in files: their names, and the way between files and views.
+// Tensors in files, by the names that for_each_tensor() gives them, and the way between files and
+// views.
+//
+// In files tensors lie as the problem's layout says: in bhsd, heads come before rows wherever a
+// tensor has both. No format here has 8-bit whole numbers: those of an i8 tensor are i32, and so
+// are the bytes of q8_0's blocks, 34 in one more dimension.
 #pragma once
 
 #include "core/attention.hpp"
@@ -12,55 +17,28 @@
 
 namespace tilewise::tools {
 
-/// A tensor by the name it has in files.
-struct TensorName {
-  const char* name;
-  TensorView AttentionTensors::*view;
-  bool input;
-  bool sequence;      ///< has batch, seqlen and nheads dimensions that the layout orders
-  const char* shape;  ///< what its dimensions mean, for messages
-};
-
-inline constexpr TensorName tensor_names[] = {
-    {"q", &AttentionTensors::q, true, true, "batch, seqlen_q, nheads_q, head_dim"},
-    {"k", &AttentionTensors::k, true, true, "batch, seqlen_k, nheads_k, head_dim"},
-    {"v", &AttentionTensors::v, true, true, "batch, seqlen_k, nheads_k, head_dim_v"},
-    {"dout", &AttentionTensors::dout, true, true, "batch, seqlen_q, nheads_q, head_dim_v"},
-    {"bias", &AttentionTensors::bias, true, false, "batch, nheads_q, seqlen_q, seqlen_k"},
-    {"mask", &AttentionTensors::mask, true, false, "batch, nheads_q, seqlen_q, seqlen_k"},
-    {"alibi_slopes", &AttentionTensors::alibi_slopes, true, false, "nheads_q"},
-    {"cu_seqlens_q", &AttentionTensors::cu_seqlens_q, true, false, "batch + 1"},
-    {"cu_seqlens_k", &AttentionTensors::cu_seqlens_k, true, false, "batch + 1"},
-    {"seqlens_q", &AttentionTensors::seqlens_q, true, false, "batch"},
-    {"seqlens_k", &AttentionTensors::seqlens_k, true, false, "batch"},
-    {"o", &AttentionTensors::o, false, true, "batch, seqlen_q, nheads_q, head_dim_v"},
-    {"lse", &AttentionTensors::lse, false, false, "batch, nheads_q, seqlen_q"},
-    {"dq", &AttentionTensors::dq, false, true, "batch, seqlen_q, nheads_q, head_dim"},
-    {"dk", &AttentionTensors::dk, false, true, "batch, seqlen_k, nheads_k, head_dim"},
-    {"dv", &AttentionTensors::dv, false, true, "batch, seqlen_k, nheads_k, head_dim_v"},
-};
-
-/// Copies element by element between views of one shape, whatever their strides; floating-point
-/// formats are converted.
-void copy_elements(const TensorView& from, const TensorView& to);
-/// The same for every input that both have.
+/// Copies every input that `to` has, element by element, whatever the strides; floating-point
+/// formats are converted to f32 and wider ones. Throws BadInput where `from` has none, or one of
+/// another shape or dtype.
 void copy_inputs(const AttentionTensors& from, const AttentionTensors& to);
 
-/// The tensors that exist, as arrays in the order of the problem's layout: inputs or outputs.
+/// The tensors that exist, as arrays of files: what a call reads, or what it writes. A cache that
+/// it appends to is in both.
 formats::Arrays to_arrays(const Problem& problem, const AttentionTensors& tensors, bool inputs);
 
 /// Tensors that somebody brought in files, and the problem that they are.
 struct Given {
   Problem problem;
-  AttentionTensors tensors;
+  AttentionTensors tensors;          ///< a cache with the rows that the call appended
+  std::string changed_cache;         ///< a sentence on what else the call changed there, or empty
   std::deque<formats::Array> owned;  ///< the views' memory
 };
 
-/// Reads q, k, v and their like from `in` and, where it is not empty, o, lse, dq, dk, dv from
-/// `outputs`. Shapes and dtypes say everything but causal, window, scale, softcap and conventions:
-/// those come from `line` (empty: from in/problem.txt, or their defaults). `layout` is how 4-D
-/// tensors lie (empty: as the line says). Throws BadInput where files and line contradict each
-/// other.
+/// Reads inputs from `in` and, where it is not empty, outputs from `outputs`. Shapes, dtypes and
+/// lengths say everything but the numbers of core's AttentionParams, the size of blocks and which
+/// pairs rotary embedding turns: those come from `line` (empty: from in/problem.txt, or their
+/// defaults). `layout` is how 4-D tensors lie (empty: as the line says). Throws BadInput where
+/// files and line contradict each other.
 Given read_given(const std::string& in, const std::string& outputs, std::string line,
                  const std::string& layout);
 

@@ -33,18 +33,26 @@ What the function is given
         packed   [total, nheads, head_dim]             with cu_seqlens_q and cu_seqlens_k
     and by name, if its signature has the name:
         dout                                 the gradient of o, where the problem says bwd
-        bias, mask (or attn_bias, attn_mask), alibi_slopes, cu_seqlens_q, cu_seqlens_k,
+        bias, mask (or attn_bias, attn_mask), alibi_slopes, sinks, cu_seqlens_q, cu_seqlens_k,
         seqlens_q, seqlens_k                 arrays, None where the problem has none
         max_seqlen_q, max_seqlen_k           the longest sequence's length
         scale (or softmax_scale, sm_scale), causal (or is_causal), window_size (left, right; -1 is
         unbounded), softcap                  numbers
         problem                              the whole line
-    Names with a default keep it where the problem has no such array.
+        kv_num_blocks, kv_indices, full_kv_num_blocks, full_kv_indices of a block mask, and
+        block_size (queries, keys)
+        block_table, cache_batch_idx, cache_leftpad, k_new, v_new, rotary_cos, rotary_sin,
+        rotary_interleaved of a cache; k and v are then the cache
+        q_descale, k_descale, v_descale, k_scales, v_scales
+    Names with a default keep it where the problem has no such array. docs/command.md says what
+    shapes they have, and how k and v hold i8 and q8_0.
 
 What it returns
-    o, or (o, lse), or a dict with any of o, lse, dq, dk, dv: numpy arrays, torch tensors, or
-    whatever numpy.asarray takes (bf16 and fp8 arrays of ml_dtypes too). o, dq, dk and dv in the
-    problem's layout; lse [batch, nheads_q, seqlen_q], packed [nheads_q, total_q].
+    o, or (o, lse), or a dict with any of o, lse, dq, dk, dv, dbias, dsinks: numpy arrays, torch
+    tensors, or whatever numpy.asarray takes (bf16 and fp8 arrays of ml_dtypes too). o, dq, dk and
+    dv in the problem's layout; lse [batch, nheads_q, seqlen_q], packed [nheads_q, total_q]. Where
+    the problem says new=, also k and v: the cache with the new rows in it, a copy, as the function
+    may not write to what it is given.
 
 numpy has no bf16 and no fp8: such inputs come as torch tensors if torch is there, else as float32
 arrays that hold the exact values, and the verdict's notes say so. framework="torch" gives torch
@@ -59,6 +67,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import shutil
 import struct
 import subprocess
@@ -257,6 +266,11 @@ def _parameters(line, inputs):
     words = line.split()
     keys = dict(word.split("=", 1) for word in words if "=" in word)
     head_dim = inputs["q"].shape[-1]
+
+    def longest(side):  # sq128, sk3,5,0
+        return max(int(length) for word in words if re.fullmatch(side + "[0-9,]+", word)
+                   for length in word[2:].split(","))
+
     if "scale" in keys:
         scale = float(keys["scale"])
     elif keys.get("default_scale", "one" if keys.get("conv") == "cudnn" else "") == "one":
@@ -269,19 +283,23 @@ def _parameters(line, inputs):
         "causal": "causal" in words,
         "window_size": tuple(int(side) for side in keys.get("window", "-1,-1").split(",")),
         "softcap": float(keys.get("softcap", 0)),
+        "max_seqlen_q": longest("sq"),
+        "max_seqlen_k": longest("sk"),
         "problem": line,
     }
-    for side, name in (("q", "q"), ("k", "k")):
-        if "cu_seqlens_" + side in inputs:
-            longest = int(numpy.diff(inputs["cu_seqlens_" + side].bits).max())
-        else:
-            longest = inputs[name].shape[2 if "bhsd" in words else 1]
-        values["max_seqlen_" + side] = longest
+    if "blocks" in keys:
+        values["block_size"] = tuple(int(size) for size in keys["blocks"].split(",")[:2])
+    if "rotary" in keys:
+        values["rotary_interleaved"] = not keys["rotary"].endswith(",half")
     return values
 
 
-_ARRAYS = ("dout", "bias", "mask", "alibi_slopes", "cu_seqlens_q", "cu_seqlens_k", "seqlens_q",
-           "seqlens_k")
+_ARRAYS = ("dout", "bias", "mask", "alibi_slopes", "sinks", "cu_seqlens_q", "cu_seqlens_k",
+           "seqlens_q", "seqlens_k", "kv_num_blocks", "kv_indices", "full_kv_num_blocks",
+           "full_kv_indices", "block_size", "block_table", "cache_batch_idx", "cache_leftpad",
+           "k_new", "v_new", "rotary_cos", "rotary_sin", "rotary_interleaved", "q_descale",
+           "k_descale", "v_descale", "k_scales", "v_scales")
+_RETURNED = ("o", "lse", "dq", "dk", "dv", "dbias", "dsinks", "k", "v")
 _OTHER_NAMES = {"softmax_scale": "scale", "sm_scale": "scale", "is_causal": "causal",
                 "attn_bias": "bias", "attn_mask": "mask"}
 
@@ -317,16 +335,16 @@ def _outputs(returned):
         outputs = dict(returned)
     elif isinstance(returned, (tuple, list)):
         if len(returned) > 2:
-            raise BadUse("the function returned %d things, expected o, (o, lse) or a dict of o, "
-                         "lse, dq, dk, dv" % len(returned))
+            raise BadUse("the function returned %d things, expected o, (o, lse) or a dict of %s"
+                         % (len(returned), ", ".join(_RETURNED)))
         outputs = dict(zip(("o", "lse"), returned))
     else:
         outputs = {"o": returned}
     outputs = {name: value for name, value in outputs.items() if value is not None}
-    unknown = set(outputs) - {"o", "lse", "dq", "dk", "dv"}
+    unknown = set(outputs) - set(_RETURNED)
     if unknown or "o" not in outputs:
-        raise BadUse("the function returned %s, expected o and any of lse, dq, dk, dv"
-                     % (sorted(outputs) or "None"))
+        raise BadUse("the function returned %s, expected o and any of %s"
+                     % (sorted(outputs) or "None", ", ".join(_RETURNED[1:])))
     return {name: Tensor.of(value, name) for name, value in outputs.items()}
 
 
