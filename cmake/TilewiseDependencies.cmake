@@ -1,6 +1,6 @@
 # The libraries we stand on, all packaged by Debian, Homebrew and conda-forge.
 #
-#   Threads, OpenMP (optional)                    the CPU library
+#   Threads, OpenMP (optional), xsimd (optional)  the CPU library
 #   fmt (text), nlohmann_json (JSON)              the oracle and the harness
 #   Eigen, xsimd                                  the course's steps
 #   CLI11 (arguments)                             the tilewise command
@@ -9,8 +9,9 @@
 # Without a package, -DTILEWISE_FETCH=ON downloads the pinned release instead.
 include(FetchContent)
 
+# OPTIONAL: who uses it looks whether it is there.
 function(tilewise_dependency package)
-  cmake_parse_arguments(ARG "" "URL;HINT" "" ${ARGN})
+  cmake_parse_arguments(ARG "OPTIONAL" "URL;HINT" "" ${ARGN})
   find_package(${package} QUIET)
   if(${package}_FOUND)
     return()
@@ -19,7 +20,7 @@ function(tilewise_dependency package)
     message(STATUS "${package}: not installed, downloading ${ARG_URL}")
     FetchContent_Declare(${package} URL ${ARG_URL} DOWNLOAD_EXTRACT_TIMESTAMP ON)
     FetchContent_MakeAvailable(${package})
-  else()
+  elseif(NOT ARG_OPTIONAL)
     message(FATAL_ERROR "${package} is missing. Install it (Debian: apt-get install ${ARG_HINT}) "
                         "or configure with -DTILEWISE_FETCH=ON to download it.")
   endif()
@@ -29,6 +30,22 @@ find_package(Threads REQUIRED)
 if(TILEWISE_OPENMP)
   find_package(OpenMP QUIET COMPONENTS CXX)
 endif()
+
+# The CPU library has fewer kernels without it, the course none of its faster steps.
+set(optional "")
+if(NOT TILEWISE_TOOLS AND NOT TILEWISE_TESTS)
+  set(optional OPTIONAL)
+endif()
+tilewise_dependency(xsimd HINT libxsimd-dev ${optional}
+  URL https://github.com/xtensor-stack/xsimd/archive/refs/tags/8.1.0.tar.gz)
+if(TARGET xsimd AND NOT TARGET xtl)
+  # Debian's package names xtl, for complex numbers, without bringing it: xsimd is headers alone.
+  get_target_property(xsimd_libraries xsimd INTERFACE_LINK_LIBRARIES)
+  if(xsimd_libraries STREQUAL "xtl")
+    set_target_properties(xsimd PROPERTIES INTERFACE_LINK_LIBRARIES "")
+  endif()
+endif()
+
 if(TILEWISE_LIBRARY_ONLY)
   return()
 endif()
@@ -41,15 +58,6 @@ tilewise_dependency(nlohmann_json HINT nlohmann-json3-dev
 if(TILEWISE_TOOLS OR TILEWISE_TESTS)
   tilewise_dependency(Eigen3 HINT libeigen3-dev
     URL https://gitlab.com/libeigen/eigen/-/archive/3.4.0/eigen-3.4.0.tar.gz)
-  tilewise_dependency(xsimd HINT libxsimd-dev
-    URL https://github.com/xtensor-stack/xsimd/archive/refs/tags/8.1.0.tar.gz)
-  # Debian's package names xtl, for complex numbers, without bringing it: xsimd is headers alone.
-  if(NOT TARGET xtl)
-    get_target_property(xsimd_libraries xsimd INTERFACE_LINK_LIBRARIES)
-    if(xsimd_libraries STREQUAL "xtl")
-      set_target_properties(xsimd PROPERTIES INTERFACE_LINK_LIBRARIES "")
-    endif()
-  endif()
   tilewise_dependency(CLI11 HINT libcli11-dev
     URL https://github.com/CLIUtils/CLI11/archive/refs/tags/v2.1.2.tar.gz)
 endif()

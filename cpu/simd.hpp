@@ -27,7 +27,7 @@
 #include <type_traits>
 #include <utility>
 #include <vector>
-#if defined(__AVX512F__)
+#if defined(__AVX__)
 #include <immintrin.h>
 #endif
 
@@ -95,6 +95,7 @@ inline float reduce_max(Floats x) {
 inline Floats add_lanes(const Floats* x) {
   return *x;
 }
+inline void interleave(Floats&, Floats&) {}
 template <class F>
 F load(const float* from) {
   return *from;
@@ -187,6 +188,34 @@ TILEWISE_INLINE xsimd::batch<float, Arch> add_lanes(const xsimd::batch<float, Ar
   } else
 #endif
     return xsimd::haddp(x);
+}
+
+/// a0 b0 a1 b1 ... of two registers: the first half of it, then the second. (xsimd's zip_lo and
+/// zip_hi did this within 128 bits before version 9, and across the register since.)
+template <class Arch>
+TILEWISE_INLINE void interleave(xsimd::batch<float, Arch>& a, xsimd::batch<float, Arch>& b) {
+  using F = xsimd::batch<float, Arch>;
+#if defined(__AVX512F__)
+  if constexpr (std::is_base_of_v<xsimd::avx512f, Arch>) {
+    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+    const F first(_mm512_permutex2var_ps(a, low, b));
+    b = F(_mm512_permutex2var_ps(a, high, b));
+    a = first;
+    return;
+  }
+#endif
+#if defined(__AVX__)
+  if constexpr (F::size == 8) {
+    const __m256 even = _mm256_unpacklo_ps(a, b), odd = _mm256_unpackhi_ps(a, b);
+    a = F(_mm256_permute2f128_ps(even, odd, 0x20));
+    b = F(_mm256_permute2f128_ps(even, odd, 0x31));
+    return;
+  }
+#endif
+  const F first = xsimd::zip_lo(a, b);
+  b = xsimd::zip_hi(a, b);
+  a = first;
 }
 
 template <class F>
@@ -302,6 +331,23 @@ TILEWISE_INLINE void store_tail(float* to, const F& x, std::int64_t n) {
   float lane[F::size];
   store(lane, x);
   for (int i = 0; i < lanes_of<F> && i < n; ++i) to[i] = lane[i];
+}
+
+/// A square of registers: x[i][j] becomes x[j][i]. Row i and row i + half are interleaved, and so
+/// on: a number's place, row and lane written in binary, is rotated by one bit each time, and after
+/// log2(lanes) times row and lane have changed places.
+template <class F>
+TILEWISE_INLINE void transpose(F (&x)[F::size]) {
+  constexpr int L = lanes_of<F>;
+  for (int distance = 1; distance < L; distance *= 2) {
+    F y[F::size];
+    unroll<L / 2>([&](auto i) TILEWISE_LAMBDA_INLINE {
+      y[2 * i] = x[i];
+      y[2 * i + 1] = x[i + L / 2];
+      interleave(y[2 * i], y[2 * i + 1]);
+    });
+    unroll<L>([&](auto i) TILEWISE_LAMBDA_INLINE { x[i] = y[i]; });
+  }
 }
 
 /// A matrix whose elements are broadcast one by one: (r, t) at data[r * row + t * step].

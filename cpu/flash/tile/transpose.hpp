@@ -6,42 +6,64 @@
 namespace tilewise::cpu::flash {
 inline namespace TILEWISE_ISA {
 
-/// to[c][r] = from[r][c]: squares of 4 x 4, which a compiler turns into shuffles, and what is left.
-TILEWISE_INLINE void transpose(const float* from, std::int64_t from_row, std::int64_t rows,
-                               std::int64_t columns, float* to, std::int64_t to_row) {
-  const std::int64_t whole_rows = rows / 4 * 4, whole_columns = columns / 4 * 4;
-  for (std::int64_t c = 0; c < whole_columns; c += 4)
-    for (std::int64_t r = 0; r < whole_rows; r += 4) {
-      float square[4][4];
-      for (int y = 0; y < 4; ++y)
-        for (int x = 0; x < 4; ++x) square[x][y] = from[(r + y) * from_row + c + x];
-      for (int x = 0; x < 4; ++x)
-        for (int y = 0; y < 4; ++y) to[(c + x) * to_row + r + y] = square[x][y];
+/// to[c][r] = from[r][c] factor[r or c], in squares of registers; rows of `from` past `rows` count
+/// as zero, up to `room` (a multiple of L) of them. What is left of the columns goes one by one.
+template <class Write>
+TILEWISE_INLINE void transpose(Rows from, std::int64_t rows, std::int64_t room,
+                               std::int64_t columns, const Write& write) {
+  const std::int64_t whole = columns / L * L;
+  for (std::int64_t r = 0; r < room; r += L)
+    for (std::int64_t c = 0; c < whole; c += L) {
+      F square[F::size];
+      for (int i = 0; i < L; ++i)
+        square[i] = r + i < rows ? load<F>(from.data + (r + i) * from.stride + c) : F(0.0f);
+      simd::TILEWISE_ISA::transpose(square);
+      for (int i = 0; i < L; ++i) write(c + i, r, square[i]);
     }
-  for (std::int64_t r = 0; r < rows; ++r)
-    for (std::int64_t c = r < whole_rows ? whole_columns : 0; c < columns; ++c)
-      to[c * to_row + r] = from[r * from_row + c];
+  for (std::int64_t c = whole; c < columns; ++c)
+    for (std::int64_t r = 0; r < room; r += L) {
+      float column[F::size];
+      for (int i = 0; i < L; ++i)
+        column[i] = r + i < rows ? from.data[(r + i) * from.stride + c] : 0.0f;
+      write(c, r, load<F>(column));
+    }
 }
 
 void pack_queries(Rows q, std::int64_t count, std::int64_t head_dim, float* Qt) {
-  transpose(q.data, q.stride, count, head_dim, Qt, queries);
-  for (std::int64_t c = 0; c < head_dim && count < queries; ++c)
-    for (std::int64_t r = count; r < queries; ++r) Qt[c * queries + r] = 0;
+  transpose(q, count, queries, head_dim,
+            [&](std::int64_t c, std::int64_t r, const F& lanes)
+                TILEWISE_LAMBDA_INLINE { store(Qt + c * queries + r, lanes); });
 }
 
 void unpack(const float* Ot, const float* l, std::int64_t count, std::int64_t head_dim_v, float* o,
             std::int64_t stride) {
-  transpose(Ot, queries, head_dim_v, count, o, stride);
-  for (std::int64_t r = 0; r < count; ++r)
-    for (std::int64_t c = 0; c < head_dim_v; ++c) o[r * stride + c] /= l[r];
+  float inverse[queries];
+  for (std::int64_t r = 0; r < queries; r += L) store(inverse + r, F(1.0f) / load<F>(l + r));
+  // Rows of Ot are numbers of O, and its columns rows.
+  const std::int64_t room = (head_dim_v + L - 1) / L * L;
+  transpose({Ot, queries}, head_dim_v, room, queries,
+            [&](std::int64_t r, std::int64_t c, const F& numbers) TILEWISE_LAMBDA_INLINE {
+              if (r >= count) return;
+              const F scaled = numbers * F(inverse[r]);
+              if (c + L <= head_dim_v)
+                store(o + r * stride + c, scaled);
+              else
+                simd::TILEWISE_ISA::store_tail(o + r * stride + c, scaled, head_dim_v - c);
+            });
 }
 
 void to_rows(const float* S, std::int64_t keys, float* rows, std::int64_t row) {
-  transpose(S, queries, keys, queries, rows, row);
+  // Rows have room for 64 keys: what is past `keys` is zero.
+  const std::int64_t room = (keys + L - 1) / L * L;
+  transpose({S, queries}, keys, room, queries,
+            [&](std::int64_t r, std::int64_t j, const F& scores)
+                TILEWISE_LAMBDA_INLINE { store(rows + r * row + j, scores); });
 }
 
 void from_rows(const float* rows, std::int64_t row, std::int64_t keys, float* S, float* top) {
-  transpose(rows, row, queries, keys, S, queries);
+  transpose({rows, row}, queries, queries, keys,
+            [&](std::int64_t j, std::int64_t r, const F& lanes)
+                TILEWISE_LAMBDA_INLINE { store(S + j * queries + r, lanes); });
   for (int v = 0; v < V; ++v) {
     F most(minus_infinity);
     for (std::int64_t j = 0; j < keys; ++j) most = max(load<F>(S + j * queries + v * L), most);
@@ -50,10 +72,15 @@ void from_rows(const float* rows, std::int64_t row, std::int64_t keys, float* S,
 }
 
 bool finite(Rows rows, std::int64_t count, std::int64_t width) {
-  float sum = 0;  // of zeros, unless one of them is not
-  for (std::int64_t r = 0; r < count; ++r)
-    for (std::int64_t c = 0; c < width; ++c) sum += 0 * rows.data[r * rows.stride + c];
-  return sum == 0;
+  F sum(0.0f);  // of zeros, unless one of them is not
+  float rest = 0;
+  for (std::int64_t r = 0; r < count; ++r) {
+    const float* const row = rows.data + r * rows.stride;
+    std::int64_t c = 0;
+    for (; c + L <= width; c += L) sum = fma(load<F>(row + c), F(0.0f), sum);
+    for (; c < width; ++c) rest += 0 * row[c];
+  }
+  return simd::TILEWISE_ISA::reduce_add(sum) + rest == 0;
 }
 
 }  // namespace TILEWISE_ISA
