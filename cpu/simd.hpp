@@ -141,6 +141,9 @@ TILEWISE_INLINE xsimd::batch<float, Arch> select(const xsimd::batch_bool<float, 
 
 template <class Arch>
 TILEWISE_INLINE float reduce_add(const xsimd::batch<float, Arch>& x) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_base_of_v<xsimd::avx512f, Arch>) return _mm512_reduce_add_ps(x);
+#endif
 #if XSIMD_VERSION_MAJOR < 9
   return xsimd::hadd(x);
 #else
@@ -150,6 +153,9 @@ TILEWISE_INLINE float reduce_add(const xsimd::batch<float, Arch>& x) {
 
 template <class Arch>
 TILEWISE_INLINE float reduce_max(const xsimd::batch<float, Arch>& x) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_base_of_v<xsimd::avx512f, Arch>) return _mm512_reduce_max_ps(x);
+#endif
 #if XSIMD_VERSION_MAJOR < 9
   float lane[xsimd::batch<float, Arch>::size];
   x.store_unaligned(lane);

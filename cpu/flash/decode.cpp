@@ -367,7 +367,7 @@ void decode(const TileKernels& kernels, const Call& call, const Workers& workers
   Job job{kernels, call,           Shape(call), most_stretches(call), heads_a_task(kernels, call),
           memory,  bytes_a_worker, extra};
   const std::int64_t tasks = Sequences::of_queries(call.tensors).batch() * job.head_tasks();
-  const bool split = extra != nullptr && job.most_stretches > 1 && tasks < 8 * workers.max_workers;
+  const bool split = extra != nullptr && job.most_stretches > 1 && workers.max_workers > 1;
   if (!split) {
     workers.parallel_for(workers.pool, workers.max_workers, tasks, run_whole, &job);
     return;

@@ -17,6 +17,7 @@
 #include "cpu/flash/decode.hpp"
 #include "cpu/flash/key_values.hpp"
 #include "cpu/flash/outcome.hpp"
+#include "cpu/flash/schedule.hpp"
 #include "cpu/portable/append.hpp"
 #include "cpu/portable/operands.hpp"
 #include "cpu/portable/portable.hpp"
@@ -43,14 +44,7 @@ using portable::Tile;
 
 constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 constexpr std::int64_t most_queries = 64;  ///< of a block, for any instruction set
-constexpr std::int64_t most_blocks = 4;    ///< of a task
-
-/// How many blocks share a tile of K and V: as many as leave Qt and Ot a quarter of a 2 MiB level 2
-/// cache, and tasks enough for all workers. The result does not depend on it.
-std::int64_t blocks_a_task(const Shape& shape, std::int64_t queries) {
-  const std::int64_t block_bytes = queries * (shape.head_dim + shape.head_dim_v) * 4;
-  return std::clamp<std::int64_t>((std::int64_t{1} << 19) / block_bytes, 1, most_blocks);
-}
+constexpr std::int64_t most_blocks = RowSchedule::most_blocks;
 
 struct Block {
   float *Qt, *Ot, *m, *l;
@@ -251,23 +245,20 @@ struct Job {
   const TileKernels& kernels;
   const Call& call;
   Shape shape;
-  std::int64_t rows_a_task, row_tasks;
+  RowSchedule schedule;
   char* memory;
   std::size_t bytes_a_worker;
 };
 
-/// The last rows first: under a causal mask they have the most to do.
-void run_task(void* arg, std::int64_t task, int worker) {
+void run_task(void* arg, std::int64_t n, int worker) {
   const Job& job = *static_cast<const Job*>(arg);
+  const RowTask task = job.schedule[n];
+  const Head head(job.call, task.b, task.h);
+  const std::int64_t end = std::min(task.rows.end(), head.seqlen_q);
+  if (task.rows.first >= end || is_short(job.kernels, head.seqlen_q)) return;
   Arena arena(job.memory + static_cast<std::size_t>(worker) * job.bytes_a_worker);
   Tiles tiles(arena, job.shape, job.kernels.queries);
-  const std::int64_t heads = job.shape.nheads_q;
-  const std::int64_t sequence_head = task / job.row_tasks;
-  const Head head(job.call, sequence_head / heads, sequence_head % heads);
-  const std::int64_t n = job.row_tasks - 1 - task % job.row_tasks;
-  const Span rows = Span::block(n, job.rows_a_task, head.seqlen_q);
-  if (is_short(job.kernels, head.seqlen_q)) return;
-  if (rows.count > 0) Attend(job.kernels, head, rows, tiles).run();
+  Attend(job.kernels, head, {task.rows.first, end - task.rows.first}, tiles).run();
 }
 
 std::size_t bytes_a_worker(const TileKernels& kernels, const Call& call) {
@@ -311,14 +302,10 @@ void forward(const TileKernels& kernels, const Call& call, const Workers& worker
     decode(kernels, call, workers, memory, a_worker, fast ? memory + least : nullptr);
   }
   if (is_short(kernels, longest)) return;
-  const std::int64_t heads = queries.batch() * shape.nheads_q;
-  std::int64_t rows_a_task = kernels.queries * blocks_a_task(shape, kernels.queries);
-  while (rows_a_task > kernels.queries &&
-         heads * blocks(longest, rows_a_task) < 4 * std::int64_t{workers.max_workers})
-    rows_a_task -= kernels.queries;
-  const std::int64_t row_tasks = blocks(longest, rows_a_task);
-  Job job{kernels, call, shape, rows_a_task, row_tasks, memory, a_worker};
-  workers.parallel_for(workers.pool, workers.max_workers, heads * row_tasks, run_task, &job);
+  Job job{kernels, call,
+          shape,   {shape, kernels.queries, queries.batch(), longest, workers.max_workers},
+          memory,  a_worker};
+  workers.parallel_for(workers.pool, workers.max_workers, job.schedule.tasks(), run_task, &job);
 }
 
 }  // namespace tilewise::cpu::flash

@@ -19,6 +19,13 @@ bool is_dense(const TensorView& tensor) {
   return tensor.strides[tensor.ndim - 1] == 1;
 }
 
+void prefetch(const void* row, std::size_t bytes) {
+#if defined(__GNUC__)
+  for (std::size_t at = 0; at < bytes; at += 64)
+    __builtin_prefetch(static_cast<const char*>(row) + at, 0, 2);
+#endif
+}
+
 }  // namespace
 
 bool KeyValues::evenly_spaced(Span keys) const {
@@ -52,6 +59,9 @@ bool KeyValues::read(const TensorView& tensor, Span keys, std::int64_t width,
       kernels_->widen_f16(from, width, memory.row(j));
     else
       kernels_->widen_bf16(from, width, memory.row(j));
+    // The same row of the next tile: by the time it is wanted it will have come.
+    if (even && keys.end() + j < head_->seqlen_k)
+      prefetch(tensor.at(first + (keys.count + j) * stride), width * size_of(tensor.dtype));
   }
   rows = {memory.data, memory.stride};
   return true;

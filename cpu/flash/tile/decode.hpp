@@ -47,6 +47,16 @@ TILEWISE_INLINE const void* row_of(Source source, std::int64_t j) {
   return static_cast<const char*>(source.data) + j * source.stride * size;
 }
 
+/// Asks for a row's numbers [at, at + n) some rows before they are wanted: memory is what limits,
+/// and its own prefetcher starts anew with each tile of K or V. What is past the end is asked in
+/// vain.
+template <Element element>
+TILEWISE_INLINE void ask_for(Source source, std::int64_t j, std::int64_t at, std::int64_t n) {
+  constexpr std::int64_t ahead = 64, size = element == Element::f32 ? 4 : 2;
+  const char* const row = static_cast<const char*>(row_of<element>(source, j + ahead)) + at * size;
+  for (std::int64_t x = 0; x < n * size; x += 64) __builtin_prefetch(row + x, 0, 2);
+}
+
 /// R queries times J keys.
 template <Element element, int Rq, int J>
 TILEWISE_INLINE void dot_tile(Rows q, std::int64_t head_dim, Source k, float* S,
@@ -70,13 +80,12 @@ TILEWISE_INLINE void dot_tile(Rows q, std::int64_t head_dim, Source k, float* S,
   unroll<sums / L>([&](auto n) TILEWISE_LAMBDA_INLINE {
     if constexpr (n * L < Rq * J) store(total + n * L, simd::TILEWISE_ISA::add_lanes(sum + n * L));
   });
-  for (int r = 0; r < Rq; ++r)
-    for (int j = 0; j < J; ++j) {
-      float s = total[r * J + j];
-      for (std::int64_t x = c; x < head_dim; ++x)
-        s += q.data[r * q.stride + x] * widened_one<element>(row_of<element>(k, j), x);
-      S[r * S_row + j] = s;
-    }
+  for (; c < head_dim; ++c)
+    for (int r = 0; r < Rq; ++r)
+      for (int j = 0; j < J; ++j)
+        total[r * J + j] +=
+            q.data[r * q.stride + c] * widened_one<element>(row_of<element>(k, j), c);
+  for (int r = 0; r < Rq; ++r) __builtin_memcpy(S + r * S_row, total + r * J, J * sizeof(float));
 }
 
 template <Element element, int Rq>
@@ -84,8 +93,10 @@ TILEWISE_INLINE void dot_rows(Rows q, std::int64_t head_dim, Source k, std::int6
                               std::int64_t S_row) {
   constexpr int J = sums / Rq;
   std::int64_t j = 0;
-  for (; j + J <= keys; j += J)
+  for (; j + J <= keys; j += J) {
+    for (int n = 0; n < J; ++n) ask_for<element>(k, j + n, 0, head_dim);
     dot_tile<element, Rq, J>(q, head_dim, {row_of<element>(k, j), k.stride, element}, S + j, S_row);
+  }
   for (; j < keys; ++j)
     dot_tile<element, Rq, 1>(q, head_dim, {row_of<element>(k, j), k.stride, element}, S + j, S_row);
 }
@@ -148,6 +159,7 @@ TILEWISE_INLINE void value_tile(const float* P, std::int64_t P_row, std::int64_t
   });
   for (std::int64_t j = 0; j < keys; ++j) {
     const void* const row = row_of<element>(v, j);
+    ask_for<element>(v, j, c, C * L);
     F value[C];
     unroll<C>([&](auto x) TILEWISE_LAMBDA_INLINE { value[x] = widened<element>(row, c + x * L); });
     unroll<Rq>([&](auto r) TILEWISE_LAMBDA_INLINE {
