@@ -27,6 +27,15 @@ Status suffices(const void* workspace, std::size_t bytes, std::size_t wanted) {
 
 }  // namespace
 
+Status no_backward() {
+#if defined(TILEWISE_FORWARD_ONLY)
+  return failure(Code::unsupported,
+                 "this build has no backward pass; TILEWISE_FORWARD_ONLY=OFF is one that has");
+#else
+  return {};
+#endif
+}
+
 Choice choose(const Call& call, bool backward) {
   constexpr const char* portable_name = "cpu.portable";
   if (call.kernels == nullptr)
@@ -59,6 +68,18 @@ Status forward(const Call& call, const Workers& workers, void* workspace, std::s
   return {};
 }
 
+#if defined(TILEWISE_FORWARD_ONLY)
+
+std::size_t backward_workspace(const Call&, int) {
+  return 0;
+}
+
+Status backward(const Call&, const Workers&, void*, std::size_t) {
+  return no_backward();
+}
+
+#else
+
 std::size_t backward_workspace(const Call& call, int max_workers) {
   return in_double(call) ? portable::backward_workspace<double>(call, max_workers)
                          : portable::backward_workspace<float>(call, max_workers);
@@ -73,5 +94,7 @@ Status backward(const Call& call, const Workers& workers, void* workspace, std::
     portable::backward<float>(call, workers, workspace);
   return {};
 }
+
+#endif
 
 }  // namespace tilewise::cpu

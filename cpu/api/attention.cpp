@@ -58,6 +58,7 @@ Status prepare(const tilewise_context* context, const tilewise_attention* attent
   if (Status status = read_sized("attention", attention, smallest_attention, full); !status.ok())
     return status;
   Status status = check_attention(full, pass, depth, call);
+  if (status.ok() && pass == TILEWISE_BACKWARD) status = no_backward();
   call.kernels = context->kernels;
   return status;
 }

@@ -12,9 +12,11 @@ inline namespace TILEWISE_ISA {
 // By name: a directive would also bring in what other files of this name space have.
 using simd::TILEWISE_ISA::fma;
 using simd::TILEWISE_ISA::load;
+using simd::TILEWISE_ISA::load_tail;
 using simd::TILEWISE_ISA::max;
 using simd::TILEWISE_ISA::select;
 using simd::TILEWISE_ISA::store;
+using simd::TILEWISE_ISA::store_tail;
 using simd::TILEWISE_ISA::unroll;
 using F = simd::TILEWISE_ISA::Floats;
 

@@ -32,13 +32,14 @@ TILEWISE_INLINE F widened(const void* row, std::int64_t at) {
   }
 }
 
+/// The last n < L of a row, and zeros.
 template <Element element>
-TILEWISE_INLINE float widened_one(const void* row, std::int64_t at) {
-  if constexpr (element == Element::f32) return static_cast<const float*>(row)[at];
-  std::uint16_t code;
-  __builtin_memcpy(&code, static_cast<const char*>(row) + 2 * at, sizeof code);
-  return element == Element::f16 ? widen_one_f16(code)
-                                 : float_of_bits(static_cast<std::uint32_t>(code) << 16);
+TILEWISE_INLINE F widened_tail(const void* row, std::int64_t at, std::int64_t n) {
+  constexpr std::int64_t size = element == Element::f32 ? 4 : 2;
+  alignas(64) char codes[L * size] = {};
+  __builtin_memcpy(codes, static_cast<const char*>(row) + at * size,
+                   static_cast<std::size_t>(n * size));
+  return widened<element>(codes, 0);
 }
 
 template <Element element>
@@ -64,27 +65,27 @@ TILEWISE_INLINE void dot_tile(Rows q, std::int64_t head_dim, Source k, float* S,
   static_assert(Rq * J <= sums);
   F sum[sums];
   unroll<sums>([&](auto n) TILEWISE_LAMBDA_INLINE { sum[n] = F(0.0f); });
-  std::int64_t c = 0;
-  for (; c + L <= head_dim; c += L) {
+  const auto add = [&](const auto& query_of, const auto& key_of) TILEWISE_LAMBDA_INLINE {
     F key[J];
-    unroll<J>([&](auto j)
-                  TILEWISE_LAMBDA_INLINE { key[j] = widened<element>(row_of<element>(k, j), c); });
+    unroll<J>([&](auto j) TILEWISE_LAMBDA_INLINE { key[j] = key_of(row_of<element>(k, j)); });
     unroll<Rq>([&](auto r) TILEWISE_LAMBDA_INLINE {
-      const F query = load<F>(q.data + r * q.stride + c);
+      const F query = query_of(q.data + r * q.stride);
       unroll<J>([&](auto j) TILEWISE_LAMBDA_INLINE {
         sum[r * J + j] = fma(query, key[j], sum[r * J + j]);
       });
     });
-  }
+  };
+  std::int64_t c = 0;
+  for (; c + L <= head_dim; c += L)
+    add([&](const float* row) TILEWISE_LAMBDA_INLINE { return load<F>(row + c); },
+        [&](const void* row) TILEWISE_LAMBDA_INLINE { return widened<element>(row, c); });
+  if (const std::int64_t n = head_dim - c; n > 0)
+    add([&](const float* row) TILEWISE_LAMBDA_INLINE { return load_tail<F>(row + c, n); },
+        [&](const void* row) TILEWISE_LAMBDA_INLINE { return widened_tail<element>(row, c, n); });
   float total[sums];
   unroll<sums / L>([&](auto n) TILEWISE_LAMBDA_INLINE {
     if constexpr (n * L < Rq * J) store(total + n * L, simd::TILEWISE_ISA::add_lanes(sum + n * L));
   });
-  for (; c < head_dim; ++c)
-    for (int r = 0; r < Rq; ++r)
-      for (int j = 0; j < J; ++j)
-        total[r * J + j] +=
-            q.data[r * q.stride + c] * widened_one<element>(row_of<element>(k, j), c);
   for (int r = 0; r < Rq; ++r) __builtin_memcpy(S + r * S_row, total + r * J, J * sizeof(float));
 }
 
@@ -185,13 +186,19 @@ TILEWISE_INLINE void value_rows_of(const float* P, std::int64_t P_row, std::int6
     value_tile<element, Rq, C>(P, P_row, keys, v, c, alpha, O, O_row);
   for (; c + L <= head_dim_v; c += L)
     value_tile<element, Rq, 1>(P, P_row, keys, v, c, alpha, O, O_row);
-  for (; c < head_dim_v; ++c)
-    for (int r = 0; r < Rq; ++r) {
-      float sum = 0;
-      for (std::int64_t j = 0; j < keys; ++j)
-        sum += P[r * P_row + j] * widened_one<element>(row_of<element>(v, j), c);
-      O[r * O_row + c] = O[r * O_row + c] * alpha[r] + sum;
-    }
+  const std::int64_t n = head_dim_v - c;
+  if (n == 0) return;
+  F sum[Rq];
+  unroll<Rq>([&](auto r) TILEWISE_LAMBDA_INLINE { sum[r] = F(0.0f); });
+  for (std::int64_t j = 0; j < keys; ++j) {
+    const F value = widened_tail<element>(row_of<element>(v, j), c, n);
+    unroll<Rq>([&](auto r)
+                   TILEWISE_LAMBDA_INLINE { sum[r] = fma(F(P[r * P_row + j]), value, sum[r]); });
+  }
+  unroll<Rq>([&](auto r) TILEWISE_LAMBDA_INLINE {
+    float* const o = O + r * O_row + c;
+    store_tail(o, fma(load_tail<F>(o, n), F(alpha[r]), sum[r]), n);
+  });
 }
 
 template <Element element>

@@ -48,7 +48,7 @@ void unpack(const float* Ot, const float* l, std::int64_t count, std::int64_t he
               if (c + L <= head_dim_v)
                 store(o + r * stride + c, scaled);
               else
-                simd::TILEWISE_ISA::store_tail(o + r * stride + c, scaled, head_dim_v - c);
+                store_tail(o + r * stride + c, scaled, head_dim_v - c);
             });
 }
 
