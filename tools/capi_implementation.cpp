@@ -212,7 +212,7 @@ std::unique_ptr<Implementation> portable_implementation() {
 harness::Table library_implementations() {
   harness::Table table;
   table.push_back(portable_implementation());
-  const auto add = [&](const char* name, const char* idea, std::int32_t isa) {
+  [[maybe_unused]] const auto add = [&](const char* name, const char* idea, std::int32_t isa) {
     table.push_back(std::make_unique<LibraryImplementation>(name, idea, isa));
   };
 #if defined(__x86_64__) || defined(__i386__)
