@@ -25,6 +25,7 @@ clang|360|build test clang|clang++, warnings as errors, every test
 asan-ubsan|480|build test clang|address and undefined-behaviour sanitizers, with clang
 tsan|480|build test clang|thread sanitizer, with clang's OpenMP
 fuzz|240|build clang|libFuzzer on the C interface, the problem line and the file readers, 60 s each
+qemu|360|build test qemu|emulated processors: x86 without AVX, 64- and 32-bit ARM, RISC-V
 tour|120|build plot|./tour.sh --quick
 EOT
 }
@@ -136,6 +137,15 @@ run_fuzz() {
   return $status
 }
 
+# Cross compilers are Debian's; the toolchain files of cmake/toolchains name them.
+run_qemu() {
+  local status=0 preset
+  for preset in debug aarch64 armhf riscv64; do
+    { preset_built "$preset" && ctest_label "Test ($preset)" "$preset" qemu; } || status=1
+  done
+  return $status
+}
+
 run_tour() {
   local status=0
   step "./tour.sh --quick" tour ./tour.sh --quick || status=$?
@@ -153,6 +163,7 @@ run_label() {
     tidy) run_tidy ;;
     abi) run_abi ;;
     fuzz) run_fuzz ;;
+    qemu) run_qemu ;;
     tour) run_tour ;;
   esac
 }

@@ -34,6 +34,11 @@ clang|clang|the second compiler|clang|clang|clang|llvm
 omp|clang|OpenMP for clang|libomp-dev|libomp-devel|openmp|libomp
 tsan|clang|clang's thread sanitizer|libclang-rt-dev|compiler-rt|compiler-rt|-
 symbolizer|clang|names in sanitizer reports|llvm|llvm|llvm|-
+qemu|qemu|runs programs of other processors|qemu-user|qemu-user|qemu-user|-
+aarch64|qemu|a compiler for 64-bit ARM|g++-aarch64-linux-gnu|-|-|-
+armhf|qemu|a compiler for 32-bit ARM|g++-arm-linux-gnueabihf|-|-|-
+riscv64|qemu|a compiler for 64-bit RISC-V|g++-riscv64-linux-gnu|-|-|-
+gtest_source|qemu|the tests (GoogleTest's source, to be compiled for them)|googletest|-|-|-
 clang_format|format|checks the format|clang-format|clang-tools-extra|clang|clang-format
 clang_tidy|tidy|static analysis|clang-tidy|clang-tools-extra|clang|llvm
 EOT
@@ -131,6 +136,11 @@ present() {
     omp) probe_clang_links '#include <omp.h>' -fopenmp ;;
     tsan) probe_clang_links '' -fsanitize=thread ;;
     symbolizer) command -v llvm-symbolizer >/dev/null 2>&1 ;;
+    qemu) command -v qemu-x86_64 >/dev/null 2>&1 && command -v qemu-aarch64 >/dev/null 2>&1 ;;
+    aarch64) command -v aarch64-linux-gnu-g++ >/dev/null 2>&1 ;;
+    armhf) command -v arm-linux-gnueabihf-g++ >/dev/null 2>&1 ;;
+    riscv64) command -v riscv64-linux-gnu-g++ >/dev/null 2>&1 ;;
+    gtest_source) [ -f /usr/src/googletest/CMakeLists.txt ] ;;
     clang_format) command -v clang-format >/dev/null 2>&1 ;;
     clang_tidy) command -v clang-tidy >/dev/null 2>&1 ;;
     *) grep -qx "found_$1" <<<"$headers_found" ;;

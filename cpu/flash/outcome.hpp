@@ -35,13 +35,14 @@ struct Outcome {
 inline Outcome outcome(const portable::Head& head, std::int64_t row, double m, float l) {
   constexpr double minus_infinity = -std::numeric_limits<double>::infinity();
   const double sink = portable::sink_of<double>(head);
+  const bool asked = head.call.tensors.lse.exists();
   if (sink == minus_infinity) {
-    portable::write_lse(head, row, m + std::log(static_cast<double>(l)), l == 0);
+    if (asked) portable::write_lse(head, row, m + std::log(static_cast<double>(l)), l == 0);
     return {l, l == 0};
   }
   const double most = m > sink ? m : sink;
   const double sum = l * std::exp(m - most) + std::exp(sink - most);
-  portable::write_lse(head, row, most + std::log(sum), false);
+  if (asked) portable::write_lse(head, row, most + std::log(sum), false);
   return {static_cast<float>(l + std::exp(sink - m)), false};
 }
 

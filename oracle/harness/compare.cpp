@@ -63,7 +63,7 @@ class Comparer {
   void judge_rows() {
     const std::int64_t heads = problem_.batch * problem_.nheads_q;
     // A head's rows are dealt out in pieces, so that few heads keep all cores busy.
-    constexpr std::int64_t piece = 32;
+    constexpr std::size_t piece = 32;
     struct Task {
       std::int64_t b, h;
       std::vector<std::int64_t> rows;
