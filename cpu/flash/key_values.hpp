@@ -34,13 +34,14 @@ class KeyValues {
   const portable::Tile<float>& memory_for_values() const { return value_memory_; }
 
  private:
-  bool read(const TensorView& tensor, portable::Span keys, std::int64_t width,
-            const portable::Tile<float>& memory, Rows& rows) const;
+  /// Whether the tile kernels can read it as it is.
+  static bool readable(const TensorView& tensor, const TensorView& descale);
+  bool evenly_spaced(portable::Span keys) const;
+  Source source_of(const TensorView& tensor, std::int64_t key) const;
+  Rows read(const TensorView& tensor, portable::Span keys, std::int64_t width,
+            const portable::Tile<float>& memory) const;
   void read_keys(portable::Span keys);
   void read_values(portable::Span keys);
-  bool evenly_spaced(portable::Span keys) const;
-  bool stored(const TensorView& tensor, const TensorView& descale, portable::Span keys,
-              Source& source) const;
 
   const TileKernels* kernels_ = nullptr;
   const portable::Head* head_ = nullptr;

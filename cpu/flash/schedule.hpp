@@ -27,7 +27,8 @@ class RowSchedule {
       : heads_(shape.nheads_q) {
     // As many blocks share a tile of K and V as leave Qt and Ot a quarter of a level 2 cache of
     // 2 MiB, and enough tasks that the last ones to end are a small part of each worker's.
-    constexpr std::int64_t cache = std::int64_t{1} << 19, tasks_a_worker = 24;
+    constexpr std::int64_t cache = std::int64_t{1} << 19;
+    const std::int64_t tasks_a_worker = workers == 1 ? 1 : std::min<std::int64_t>(6 * workers, 24);
     const std::int64_t block_bytes = queries * (shape.head_dim + shape.head_dim_v) * 4;
     std::int64_t blocks = std::clamp<std::int64_t>(cache / block_bytes, 1, most_blocks);
     while (blocks > 1 &&

@@ -94,9 +94,9 @@ struct TileKernels {
                      Source v, std::int64_t head_dim_v, const float* alpha, float* O,
                      std::int64_t O_row);
 
-  /// 16-bit floats to floats.
-  void (*widen_f16)(const void* from, std::int64_t n, float* to);
-  void (*widen_bf16)(const void* from, std::int64_t n, float* to);
+  /// Rows as floats. `more`: as many will be read next, behind these.
+  void (*read_rows)(Source from, std::int64_t rows, std::int64_t width, bool more, float* to,
+                    std::int64_t to_row);
 };
 
 /// The tables of this build, and null where the compiler has no such target.

@@ -20,6 +20,7 @@ using simd::TILEWISE_ISA::store_tail;
 using simd::TILEWISE_ISA::unroll;
 using F = simd::TILEWISE_ISA::Floats;
 
+// [snippet block]
 constexpr int L = simd::TILEWISE_ISA::lanes_of<F>;
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int V = 4;  // of 32 registers
@@ -28,6 +29,7 @@ constexpr int V = 3;  // of 16
 #endif
 constexpr int R = 4;
 constexpr std::int64_t queries = V * L;
+// [end block]
 constexpr float minus_infinity = -__builtin_inff();
 
 }  // namespace TILEWISE_ISA

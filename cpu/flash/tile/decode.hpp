@@ -14,39 +14,12 @@
 #pragma once
 
 #include "cpu/flash/tile/softmax.hpp"
-#include "cpu/flash/tile/widen.hpp"
+#include "cpu/flash/tile/source.hpp"
 
 namespace tilewise::cpu::flash {
 inline namespace TILEWISE_ISA {
 
 constexpr int sums = V == 4 ? 16 : 8;  ///< registers of them, a multiple of L
-
-/// A source's elements [at, at + L) as floats.
-template <Element element>
-TILEWISE_INLINE F widened(const void* row, std::int64_t at) {
-  if constexpr (element == Element::f32) {
-    return load<F>(static_cast<const float*>(row) + at);
-  } else {
-    const char* const codes = static_cast<const char*>(row) + 2 * at;
-    return element == Element::f16 ? widen_f16_register(codes) : widen_bf16_register(codes);
-  }
-}
-
-/// The last n < L of a row, and zeros.
-template <Element element>
-TILEWISE_INLINE F widened_tail(const void* row, std::int64_t at, std::int64_t n) {
-  constexpr std::int64_t size = element == Element::f32 ? 4 : 2;
-  alignas(64) char codes[L * size] = {};
-  __builtin_memcpy(codes, static_cast<const char*>(row) + at * size,
-                   static_cast<std::size_t>(n * size));
-  return widened<element>(codes, 0);
-}
-
-template <Element element>
-TILEWISE_INLINE const void* row_of(Source source, std::int64_t j) {
-  constexpr std::int64_t size = element == Element::f32 ? 4 : 2;
-  return static_cast<const char*>(source.data) + j * source.stride * size;
-}
 
 /// Asks for a row's numbers [at, at + n) some rows before they are wanted: memory is what limits,
 /// and its own prefetcher starts anew with each tile of K or V. What is past the end is asked in
@@ -150,6 +123,7 @@ void weigh(float* S, std::int64_t S_row, std::int64_t rows, std::int64_t keys,
   }
 }
 
+// [snippet value_tile]
 /// Rq queries, C registers of each one's O.
 template <Element element, int Rq, int C>
 TILEWISE_INLINE void value_tile(const float* P, std::int64_t P_row, std::int64_t keys, Source v,
@@ -175,6 +149,7 @@ TILEWISE_INLINE void value_tile(const float* P, std::int64_t P_row, std::int64_t
     });
   });
 }
+// [end value_tile]
 
 template <Element element, int Rq>
 TILEWISE_INLINE void value_rows_of(const float* P, std::int64_t P_row, std::int64_t keys, Source v,

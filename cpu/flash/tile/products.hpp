@@ -18,6 +18,7 @@
 namespace tilewise::cpu::flash {
 inline namespace TILEWISE_ISA {
 
+// [snippet score_rows]
 /// S[r][lanes of registers From and above] = sum over c of K[r][c] Qt[c], for R keys.
 template <int R, int From>
 TILEWISE_INLINE void score_rows(const float* Qt, std::int64_t head_dim, Rows k, float* S, F* top) {
@@ -42,6 +43,7 @@ TILEWISE_INLINE void score_rows(const float* Qt, std::int64_t head_dim, Rows k, 
     });
   });
 }
+// [end score_rows]
 
 /// The first register in which a lane sees key j.
 TILEWISE_INLINE int first_register(std::int64_t j, std::int64_t diagonal) {
@@ -96,6 +98,7 @@ TILEWISE_INLINE void value_rows(const float* P, std::int64_t keys, std::int64_t 
   unroll<R>([&](auto r) TILEWISE_LAMBDA_INLINE {
     unroll<V>([&](auto x) TILEWISE_LAMBDA_INLINE { sum[r][x] = F(0.0f); });
   });
+  // [snippet diagonal]
   // Keys up to diagonal + L are seen in register 0, the next L in register 1 and above, ...
   std::int64_t begin = 0;
   unroll<V>([&](auto x) TILEWISE_LAMBDA_INLINE {
@@ -106,6 +109,7 @@ TILEWISE_INLINE void value_rows(const float* P, std::int64_t keys, std::int64_t 
       begin = end;
     }
   });
+  // [end diagonal]
   unroll<R>([&](auto r) TILEWISE_LAMBDA_INLINE {
     unroll<V>([&](auto x) TILEWISE_LAMBDA_INLINE {
       float* const o = Ot + r * queries + x * L;

@@ -34,6 +34,7 @@ TILEWISE_INLINE F shift_of(F m) {
   return select(m == F(minus_infinity), F(0.0f), m);
 }
 
+// [snippet online_softmax]
 void online_softmax(float* S, std::int64_t keys, const Softmax& softmax) {
   const F factor(softmax.factor);
   F shift[V], sum[V], alpha[V];
@@ -58,6 +59,7 @@ void online_softmax(float* S, std::int64_t keys, const Softmax& softmax) {
     store(softmax.alpha + v * L, alpha[v]);
   });
 }
+// [end online_softmax]
 
 }  // namespace TILEWISE_ISA
 }  // namespace tilewise::cpu::flash

@@ -4,15 +4,15 @@
 #include "cpu/flash/tile/decode.hpp"
 #include "cpu/flash/tile/products.hpp"
 #include "cpu/flash/tile/softmax.hpp"
+#include "cpu/flash/tile/source.hpp"
 #include "cpu/flash/tile/transpose.hpp"
-#include "cpu/flash/tile/widen.hpp"
 
 namespace tilewise::cpu::flash {
 inline namespace TILEWISE_ISA {
 
 constexpr TileKernels table(const char* name) {
   return {name,   queries, pack_queries, scores, hide,  to_rows,    from_rows, online_softmax,
-          values, finite,  unpack,       dots,   weigh, add_values, widen_f16, widen_bf16};
+          values, finite,  unpack,       dots,   weigh, add_values, read_rows};
 }
 
 }  // namespace TILEWISE_ISA

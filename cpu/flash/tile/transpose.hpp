@@ -72,15 +72,18 @@ void from_rows(const float* rows, std::int64_t row, std::int64_t keys, float* S,
 }
 
 bool finite(Rows rows, std::int64_t count, std::int64_t width) {
-  F sum(0.0f);  // of zeros, unless one of them is not
-  float rest = 0;
+  F sum[4] = {F(0.0f), F(0.0f), F(0.0f), F(0.0f)};  // of zeros, unless a number is not
   for (std::int64_t r = 0; r < count; ++r) {
     const float* const row = rows.data + r * rows.stride;
     std::int64_t c = 0;
-    for (; c + L <= width; c += L) sum = fma(load<F>(row + c), F(0.0f), sum);
-    for (; c < width; ++c) rest += 0 * row[c];
+    for (; c + 4 * L <= width; c += 4 * L)
+      unroll<4>([&](auto n) TILEWISE_LAMBDA_INLINE {
+        sum[n] = fma(load<F>(row + c + n * L), F(0.0f), sum[n]);
+      });
+    for (; c + L <= width; c += L) sum[0] = fma(load<F>(row + c), F(0.0f), sum[0]);
+    if (c < width) sum[0] = fma(load_tail<F>(row + c, width - c), F(0.0f), sum[0]);
   }
-  return simd::TILEWISE_ISA::reduce_add(sum) + rest == 0;
+  return simd::TILEWISE_ISA::reduce_add((sum[0] + sum[1]) + (sum[2] + sum[3])) == 0;
 }
 
 }  // namespace TILEWISE_ISA

@@ -72,40 +72,5 @@ TILEWISE_INLINE F widen_bf16_register(const char* codes) {
 #endif
 }
 
-void widen_f16(const void* from, std::int64_t n, float* to) {
-  const auto* const codes = static_cast<const char*>(from);
-  std::int64_t i = 0;
-#if defined(__AVX512F__)
-  for (; i + 16 <= n; i += 16)
-    _mm512_storeu_ps(
-        to + i,
-        _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + 2 * i))));
-#elif defined(__F16C__)
-  for (; i + 8 <= n; i += 8)
-    _mm256_storeu_ps(
-        to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + 2 * i))));
-#elif defined(__aarch64__)
-  for (; i + 4 <= n; i += 4) {
-    float16x4_t half;
-    __builtin_memcpy(&half, codes + 2 * i, sizeof half);
-    vst1q_f32(to + i, vcvt_f32_f16(half));
-  }
-#endif
-  for (; i < n; ++i) {
-    std::uint16_t code;
-    __builtin_memcpy(&code, codes + 2 * i, sizeof code);
-    to[i] = widen_one_f16(code);
-  }
-}
-
-void widen_bf16(const void* from, std::int64_t n, float* to) {
-  const auto* const codes = static_cast<const char*>(from);
-  for (std::int64_t i = 0; i < n; ++i) {
-    std::uint16_t code;
-    __builtin_memcpy(&code, codes + 2 * i, sizeof code);
-    to[i] = float_of_bits(static_cast<std::uint32_t>(code) << 16);
-  }
-}
-
 }  // namespace TILEWISE_ISA
 }  // namespace tilewise::cpu::flash
