@@ -372,7 +372,7 @@ TEST(BadCache, CachesThatShareMemory) {
               "o in k", [](World& w) { w.attention.o.data = w.attention.k.data; },
               "k shares memory with o"),
           row(
-              "the angles in o", [](World& w) { w.attention.o.data = w.attention.rotary_cos.data; },
+              "the angles in o", [](World& w) { w.attention.rotary_cos.data = w.attention.o.data; },
               "o shares memory with rotary_cos"),
           row(
               "pages on each other", [](World& w) { w.attention.k.strides[0] = 0; },

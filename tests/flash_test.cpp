@@ -248,6 +248,10 @@ TEST(Schedule, HasEveryRowOnce) {
 
 // --------------------------------------------------------------------------------------- dispatch
 
+TEST(Dispatch, RefusesNothingThatThereIs) {
+  EXPECT_EQ(cpu::flash::refused_isa(), nullptr);
+}
+
 TEST(Dispatch, TakesWhatTheEnvironmentAsksForOrTheBest) {
   const cpu::flash::TileKernels* const best = cpu::flash::best_kernels();
   const char* const wanted = std::getenv("TILEWISE_ISA");

@@ -61,6 +61,11 @@ Status check_options(const tilewise_context_options& options) {
                    "isa is %d, which this processor, or this build, does not have; auto (0) takes "
                    "the best there is, and portable (1) runs everywhere",
                    static_cast<int>(options.isa));
+  if (options.isa == TILEWISE_ISA_AUTO && flash::refused_isa() != nullptr)
+    return failure(Code::unsupported,
+                   "the environment's TILEWISE_ISA is \"%.20s\", which this processor, or this "
+                   "build, does not have; expected portable, sse2, avx2, avx512 or neon",
+                   flash::refused_isa());
   if (Status status = check_choice("threading", options.threading, TILEWISE_THREADING_CALLER + 1);
       !status.ok())
     return status;
@@ -122,12 +127,16 @@ Status create(const tilewise_context_options* given, tilewise_context** result) 
   if (memory == nullptr)
     return failure(Code::no_memory, "a context needs %zu bytes, and the allocator has none",
                    sizeof(tilewise_context));
-  const flash::TileKernels* const kernels = options.isa == TILEWISE_ISA_AUTO
-                                                ? flash::best_kernels()
-                                                : flash::kernels_of(options.isa);
-  auto* const context = new (memory) tilewise_context{
-      kernels,         options.device_id,     workers, nullptr, nullptr, options.allocate,
-      options.free_memory, options.allocator_user};
+  const flash::TileKernels* const kernels =
+      options.isa == TILEWISE_ISA_AUTO ? flash::best_kernels() : flash::kernels_of(options.isa);
+  auto* const context = new (memory) tilewise_context{kernels,
+                                                      options.device_id,
+                                                      workers,
+                                                      nullptr,
+                                                      nullptr,
+                                                      options.allocate,
+                                                      options.free_memory,
+                                                      options.allocator_user};
   if (!pool) {
     *result = context;
     return {};

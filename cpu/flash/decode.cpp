@@ -353,13 +353,19 @@ std::size_t decode_workspace(const Call& call) {
   return portable::bytes_a_worker<Tiles>(Shape(call));
 }
 
-std::size_t decode_extra(const TileKernels&, const Call& call) {
+std::size_t decode_extra(const TileKernels& kernels, const Call& call) {
+  const TensorView& q = call.tensors.q;
+  const bool packed = q.ndim == 3;
+  if (most_stretches(call) <= 1 || (!packed && !is_short(kernels, q.shape[1]))) return 0;
   const Shape shape(call);
   Arena sizes(nullptr);
   State::take(sizes, shape);
-  const std::int64_t batch = Sequences::of_queries(call.tensors).batch();
-  // At worst a task for each query head.
-  return static_cast<std::size_t>(batch * shape.nheads_q * most_stretches(call)) * sizes.used();
+  // Packed sequences may be longer than a task of one head has room for others.
+  const std::int64_t rows = packed ? most_rows : std::max<std::int64_t>(q.shape[1], 1);
+  const std::int64_t heads = std::min(shape.group, std::max<std::int64_t>(most_rows / rows, 1));
+  const std::int64_t tasks =
+      Sequences::of_queries(call.tensors).batch() * shape.nheads_k * blocks(shape.group, heads);
+  return static_cast<std::size_t>(tasks * most_stretches(call)) * sizes.used();
 }
 
 void decode(const TileKernels& kernels, const Call& call, const Workers& workers, char* memory,

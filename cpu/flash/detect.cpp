@@ -94,21 +94,40 @@ const Candidates& candidates() {
   return found;
 }
 
-const TileKernels* decide() {
-  const char* const wanted = std::getenv("TILEWISE_ISA");
-  if (wanted != nullptr && std::strcmp(wanted, "portable") == 0) return nullptr;
-  const Candidates& found = candidates();
-  for (int n = 0; n < found.count; ++n)
-    if (wanted != nullptr && std::strcmp(wanted, found.all[n].name) == 0)
-      return found.all[n].kernels;
-  return found.count > 0 ? found.all[0].kernels : nullptr;
+struct Decision {
+  const TileKernels* kernels = nullptr;
+  const char* refused = nullptr;
+
+  Decision() {
+    const Candidates& found = candidates();
+    const char* const wanted = std::getenv("TILEWISE_ISA");
+    if (wanted == nullptr || *wanted == '\0') {
+      if (found.count > 0) kernels = found.all[0].kernels;
+      return;
+    }
+    if (std::strcmp(wanted, "portable") == 0) return;
+    refused = wanted;
+    for (int n = 0; n < found.count; ++n)
+      if (std::strcmp(wanted, found.all[n].name) == 0) {
+        kernels = found.all[n].kernels;
+        refused = nullptr;
+      }
+  }
+};
+
+const Decision& decision() {
+  static const Decision made;
+  return made;
 }
 
 }  // namespace
 
 const TileKernels* best_kernels() {
-  static const TileKernels* const best = decide();
-  return best;
+  return decision().kernels;
+}
+
+const char* refused_isa() {
+  return decision().refused;
 }
 
 const TileKernels* kernels_of(std::int32_t isa) {

@@ -8,9 +8,12 @@
 
 namespace tilewise::cpu::flash {
 
-/// The best there is, or the best up to what the environment's TILEWISE_ISA names (portable, sse2,
-/// avx2, avx512, neon). Null: the portable backend. Decided once a process.
+/// What the environment's TILEWISE_ISA names (portable, sse2, avx2, avx512, neon), or without it
+/// the best there is. Null: the portable backend. Decided once a process.
 const TileKernels* best_kernels();
+
+/// TILEWISE_ISA, where it names what cannot run here or is nothing that there is; else null.
+const char* refused_isa();
 
 /// Those of TILEWISE_ISA_AVX2 and its like; null where they cannot run, or are not in this build.
 const TileKernels* kernels_of(std::int32_t isa);

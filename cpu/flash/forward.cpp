@@ -298,7 +298,8 @@ void forward(const TileKernels& kernels, const Call& call, const Workers& worker
   }
   if (is_short(kernels, shortest)) {
     const std::size_t least = forward_workspace(kernels, call, workers.max_workers);
-    const bool fast = bytes >= forward_fast_workspace(kernels, call, workers.max_workers);
+    const std::size_t extra = decode_extra(kernels, call);
+    const bool fast = extra > 0 && bytes >= least + extra;
     decode(kernels, call, workers, memory, a_worker, fast ? memory + least : nullptr);
   }
   if (is_short(kernels, longest)) return;

@@ -166,7 +166,7 @@ enum {
   TILEWISE_ISA_AUTO = 0,     /**< the best that this processor and this library have */
   TILEWISE_ISA_PORTABLE = 1, /**< plain C++, the same everywhere */
   TILEWISE_ISA_AVX2 = 2,     /**< with FMA and F16C; refused where it cannot run, as those below */
-  TILEWISE_ISA_AVX512 = 3,   /**< F, DQ, BW and VL */
+  TILEWISE_ISA_AVX512 = 3,   /**< F, CD, DQ, BW and VL */
   TILEWISE_ISA_NEON = 4,
   TILEWISE_ISA_SVE = 5, /**< reserved: refused by this version */
   TILEWISE_ISA_SSE2 = 6

@@ -18,9 +18,9 @@ namespace tilewise::harness {
 using Progress = std::function<void(double)>;
 
 struct Options {
-  bool every_row = false;  ///< judge every row, however long it takes
+  bool every_row = false;                  ///< judge every row, however long it takes
   double budget = oracle::default_budget;  ///< else as many as this allows (oracle/sampling.hpp)
-  int repeats = 2;         ///< further runs, compared with the first
+  int repeats = 2;                         ///< further runs, compared with the first
   bool measure_memory = false;
   double time_seconds = 0;     ///< at least this long spent timing; 0: do not time
   int threads = 0;             ///< handed to the implementation; 0: all of the machine's

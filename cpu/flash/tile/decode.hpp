@@ -2,12 +2,10 @@
 // lanes are numbers of a row of K or V. Each row is read, and widened, once for up to four queries;
 // with few queries it is memory that limits, and these queries are all that a row is read for.
 //
-//   dots         S[r][j] = q[r] . k[j]: a register tile of queries times keys, its lanes added up
-//   at
-//                the end, sixteen sums (eight with 16 registers) at a time
+//   dots         S[r][j] = q[r] . k[j]: a register tile of queries times keys; lanes are added up
+//                at its end, sixteen sums (eight with 16 registers) at a time
 //   weigh        P, m, l, alpha of each query, as in softmax.hpp
-//   add_values   O[r] = alpha[r] O[r] + sum over j of P[r][j] v[j]: queries times registers of a
-//   row
+//   add_values   O[r] = alpha[r] O[r] + sum over j of P[r][j] v[j]: queries times registers of v
 //
 // A sum's order does not depend on how many queries there are: whoever shares a row of K gets the
 // same bits as alone.

@@ -1,13 +1,12 @@
 // The two matrix products of attention on one tile: S = K Qt, and Ot = alpha Ot + V^T P. Both are
 // register tiles of R numbers, broadcast, times V registers of lanes:
 //
-//                      V registers of Qt (or P)         per step: V loads, R broadcasts, R V fmas
-//   R numbers of       [......][......][......][......]
-//   K (or V):   [.]    [ sum  ][ sum  ][ sum  ][ sum  ]  R V sums and V operands in registers: 4 x
-//   4
-//               [.]    [ sum  ][ sum  ][ sum  ][ sum  ]  of 32 for AVX-512 and NEON, 4 x 3 of 16
-//               for
-//               [.]    [ sum  ][ sum  ][ sum  ][ sum  ]  AVX2 and SSE2
+//                      V registers of Qt (or P)
+//   R numbers of       [......][......][......][......]    a step: V loads, R broadcasts, R V fmas
+//   K (or V):   [.]    [ sum  ][ sum  ][ sum  ][ sum  ]
+//               [.]    [ sum  ][ sum  ][ sum  ][ sum  ]    4 x 4 with the 32 registers of AVX-512
+//               [.]    [ sum  ][ sum  ][ sum  ][ sum  ]    and NEON, 4 x 3 with AVX2's and SSE2's
+//               [.]    [ sum  ][ sum  ][ sum  ][ sum  ]    16
 //
 // Sums start at zero in each tile, and Ot takes a tile's sum as one number: a sum over 128k keys
 // has two levels, and its rounding error grows with 64 + N / 64 rather than N.

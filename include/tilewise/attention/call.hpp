@@ -187,7 +187,7 @@ inline Result run(Context& context, const Description& description) {
   tilewise_attention attention = description.attention;
   tilewise_error error = TILEWISE_ERROR_INIT;
   std::size_t bytes = 0;
-  if (tilewise_attention_workspace(context.get(), &attention, description.pass, &bytes, nullptr,
+  if (tilewise_attention_workspace(context.get(), &attention, description.pass, nullptr, &bytes,
                                    &error) != TILEWISE_OK)
     return Result(error);
   if (description.every_seqlen_k) {
