@@ -8,8 +8,14 @@
 namespace tilewise::cpu {
 namespace {
 
+#if defined(TILEWISE_FORWARD_ONLY)
+constexpr bool has_double = false;
+#else
+constexpr bool has_double = true;
+#endif
+
 bool in_double(const Call& call) {
-  return call.tensors.q.dtype == DType::f64;
+  return has_double && call.tensors.q.dtype == DType::f64;
 }
 
 bool by_tile_kernels(const Call& call) {
@@ -27,13 +33,16 @@ Status suffices(const void* workspace, std::size_t bytes, std::size_t wanted) {
 
 }  // namespace
 
-Status no_backward() {
+Status left_out(bool float64, bool backward) {
 #if defined(TILEWISE_FORWARD_ONLY)
-  return failure(Code::unsupported,
-                 "this build has no backward pass; TILEWISE_FORWARD_ONLY=OFF is one that has");
+  constexpr const char* other = "it was made with TILEWISE_FORWARD_ONLY";
+  if (backward) return failure(Code::unsupported, "this build has no backward pass; %s", other);
+  if (float64)
+    return failure(Code::unsupported, "this build does not compute in float64; %s", other);
 #else
-  return {};
+  (void)float64, (void)backward;
 #endif
+  return {};
 }
 
 Choice choose(const Call& call, bool backward) {
@@ -75,7 +84,7 @@ std::size_t backward_workspace(const Call&, int) {
 }
 
 Status backward(const Call&, const Workers&, void*, std::size_t) {
-  return no_backward();
+  return left_out(false, true);
 }
 
 #else

@@ -49,8 +49,8 @@ std::size_t forward_fast_workspace(const Call& call, int max_workers);
 /// sequence's length are not written.
 Status forward(const Call& call, const Workers& workers, void* workspace, std::size_t bytes);
 
-/// Why this build computes no gradients, if it does not: TILEWISE_FORWARD_ONLY.
-Status no_backward();
+/// What this build lacks, TILEWISE_FORWARD_ONLY, if a call wants it.
+Status left_out(bool float64, bool backward);
 
 /// Grows linearly in the number of query rows: two numbers for each and head.
 std::size_t backward_workspace(const Call& call, int max_workers);

@@ -57,8 +57,10 @@ Status prepare(const tilewise_context* context, const tilewise_attention* attent
   tilewise_attention full = defaults_of({});
   if (Status status = read_sized("attention", attention, smallest_attention, full); !status.ok())
     return status;
+  if (Status status = left_out(full.q.dtype == TILEWISE_F64, pass == TILEWISE_BACKWARD);
+      !status.ok())
+    return status;
   Status status = check_attention(full, pass, depth, call);
-  if (status.ok() && pass == TILEWISE_BACKWARD) status = no_backward();
   call.kernels = context->kernels;
   return status;
 }

@@ -20,5 +20,9 @@ endfunction()
 
 weigh(all_kernels 1000000)
 # For an app that ships for one kind of processor and does not train.
-weigh(forward_avx2 200000 -DCMAKE_BUILD_TYPE=MinSizeRel -DTILEWISE_KERNELS=avx2
+weigh(forward_avx2 120000 -DCMAKE_BUILD_TYPE=MinSizeRel -DTILEWISE_KERNELS=avx2
       -DTILEWISE_FORWARD_ONLY=ON)
+run(${CC} -std=c99 -I${SOURCE_DIR}/include -DTILEWISE_SHARED
+    ${SOURCE_DIR}/tests/portability/forward_only.c -L${WORK_DIR}/forward_avx2/cpu -ltilewise
+    -Wl,-rpath,${WORK_DIR}/forward_avx2/cpu -o ${WORK_DIR}/forward_only)
+run(${WORK_DIR}/forward_only)

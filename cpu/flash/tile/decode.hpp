@@ -29,16 +29,21 @@ TILEWISE_INLINE void ask_for(Source source, std::int64_t j, std::int64_t at, std
   for (std::int64_t x = 0; x < n * size; x += 64) __builtin_prefetch(row + x, 0, 2);
 }
 
-/// R queries times J keys.
+/// Rq queries times J keys, of which the first `count` are there: the last of them stands in for
+/// the others.
 template <Element element, int Rq, int J>
-TILEWISE_INLINE void dot_tile(Rows q, std::int64_t head_dim, Source k, float* S,
+TILEWISE_INLINE void dot_tile(Rows q, std::int64_t head_dim, Source k, std::int64_t count, float* S,
                               std::int64_t S_row) {
-  static_assert(Rq * J <= sums);
+  static_assert(Rq * J == sums);
+  const void* row[J];
+  unroll<J>([&](auto j) TILEWISE_LAMBDA_INLINE {
+    row[j] = row_of<element>(k, j < count ? static_cast<std::int64_t>(j) : count - 1);
+  });
   F sum[sums];
   unroll<sums>([&](auto n) TILEWISE_LAMBDA_INLINE { sum[n] = F(0.0f); });
   const auto add = [&](const auto& query_of, const auto& key_of) TILEWISE_LAMBDA_INLINE {
     F key[J];
-    unroll<J>([&](auto j) TILEWISE_LAMBDA_INLINE { key[j] = key_of(row_of<element>(k, j)); });
+    unroll<J>([&](auto j) TILEWISE_LAMBDA_INLINE { key[j] = key_of(row[j]); });
     unroll<Rq>([&](auto r) TILEWISE_LAMBDA_INLINE {
       const F query = query_of(q.data + r * q.stride);
       unroll<J>([&](auto j) TILEWISE_LAMBDA_INLINE {
@@ -48,29 +53,32 @@ TILEWISE_INLINE void dot_tile(Rows q, std::int64_t head_dim, Source k, float* S,
   };
   std::int64_t c = 0;
   for (; c + L <= head_dim; c += L)
-    add([&](const float* row) TILEWISE_LAMBDA_INLINE { return load<F>(row + c); },
-        [&](const void* row) TILEWISE_LAMBDA_INLINE { return widened<element>(row, c); });
+    add([&](const float* at) TILEWISE_LAMBDA_INLINE { return load<F>(at + c); },
+        [&](const void* at) TILEWISE_LAMBDA_INLINE { return widened<element>(at, c); });
   if (const std::int64_t n = head_dim - c; n > 0)
-    add([&](const float* row) TILEWISE_LAMBDA_INLINE { return load_tail<F>(row + c, n); },
-        [&](const void* row) TILEWISE_LAMBDA_INLINE { return widened_tail<element>(row, c, n); });
+    add([&](const float* at) TILEWISE_LAMBDA_INLINE { return load_tail<F>(at + c, n); },
+        [&](const void* at) TILEWISE_LAMBDA_INLINE { return widened_tail<element>(at, c, n); });
   float total[sums];
   unroll<sums / L>([&](auto n) TILEWISE_LAMBDA_INLINE {
-    if constexpr (n * L < Rq * J) store(total + n * L, simd::TILEWISE_ISA::add_lanes(sum + n * L));
+    store(total + n * L, simd::TILEWISE_ISA::add_lanes(sum + n * L));
   });
-  for (int r = 0; r < Rq; ++r) __builtin_memcpy(S + r * S_row, total + r * J, J * sizeof(float));
+  for (int r = 0; r < Rq; ++r)
+    if (count == J)
+      __builtin_memcpy(S + r * S_row, total + r * J, J * sizeof(float));
+    else
+      for (std::int64_t j = 0; j < count; ++j) S[r * S_row + j] = total[r * J + j];
 }
 
 template <Element element, int Rq>
 TILEWISE_INLINE void dot_rows(Rows q, std::int64_t head_dim, Source k, std::int64_t keys, float* S,
                               std::int64_t S_row) {
   constexpr int J = sums / Rq;
-  std::int64_t j = 0;
-  for (; j + J <= keys; j += J) {
+  for (std::int64_t j = 0; j < keys; j += J) {
     for (int n = 0; n < J; ++n) ask_for<element>(k, j + n, 0, head_dim);
-    dot_tile<element, Rq, J>(q, head_dim, {row_of<element>(k, j), k.stride, element}, S + j, S_row);
+    const std::int64_t count = keys - j < J ? keys - j : J;
+    dot_tile<element, Rq, J>(q, head_dim, {row_of<element>(k, j), k.stride, element}, count, S + j,
+                             S_row);
   }
-  for (; j < keys; ++j)
-    dot_tile<element, Rq, 1>(q, head_dim, {row_of<element>(k, j), k.stride, element}, S + j, S_row);
 }
 
 template <Element element>
