@@ -22,7 +22,7 @@ struct Allowed {
 };
 
 /// The problem without what is allowed: nothing special may be left.
-bool fits(Problem problem, const Allowed& allowed) {
+bool fits(const Problem& problem, const Allowed& allowed) {
   if (!allowed.backward && problem.pass == Pass::backward) return false;
   if (!allowed.head_dim_v && problem.head_dim_v != problem.head_dim) return false;
   if (!allowed.packed && problem.layout == Layout::packed) return false;

@@ -66,7 +66,8 @@ class PairwiseProblems {
     std::size_t most = 0;
     for (int attempt = 0; attempt < tries; ++attempt) {
       // From crowded to plain: of many features together, some pair may be contradictory.
-      Choice choice = random_choice(attempt == tries - 1 ? 0 : 0.6 / (1 + attempt / 10));
+      const int decade = attempt / 10;
+      Choice choice = random_choice(attempt == tries - 1 ? 0 : 0.6 / (1 + decade));
       choice[f] = i;
       choice[g] = j;
       const std::optional<Problem> problem = problem_of(choice, met_.size());

@@ -109,8 +109,8 @@ TEST(SecondOracle, AgreesWithTheOracleOnRandomProblems) {
             << " of them backward; largest difference over its bound: o " << largest[0] << ", lse "
             << largest[1] << ", dq " << largest[2] << ", dk " << largest[3] << ", dv " << largest[4]
             << ", dbias " << largest[5] << ", dsinks " << largest[6] << "\n";
-  // A bound that nothing ever comes near would prove little.
-  for (const Real ratio : largest) EXPECT_GE(ratio, 0.05L);
+  // A bound that nothing ever comes near would prove little. Of fewer problems, fewer come near.
+  for (const Real ratio : largest) EXPECT_GE(ratio, problems >= 6000 ? 0.05L : 0.01L);
 }
 
 /// Random problems that `suits`, answered as if they were what `change` makes of them.

@@ -93,8 +93,8 @@ TILEWISE_INLINE void dots_of(Rows q, std::int64_t rows, std::int64_t head_dim, S
                          S_row);
 }
 
-void dots(Rows q, std::int64_t rows, std::int64_t head_dim, Source k, std::int64_t keys, float* S,
-          std::int64_t S_row) {
+static void dots(Rows q, std::int64_t rows, std::int64_t head_dim, Source k, std::int64_t keys,
+                 float* S, std::int64_t S_row) {
   switch (k.element) {
     case Element::f32: return dots_of<Element::f32>(q, rows, head_dim, k, keys, S, S_row);
     case Element::f16: return dots_of<Element::f16>(q, rows, head_dim, k, keys, S, S_row);
@@ -102,8 +102,8 @@ void dots(Rows q, std::int64_t rows, std::int64_t head_dim, Source k, std::int64
   }
 }
 
-void weigh(float* S, std::int64_t S_row, std::int64_t rows, std::int64_t keys,
-           const Softmax& softmax) {
+static void weigh(float* S, std::int64_t S_row, std::int64_t rows, std::int64_t keys,
+                  const Softmax& softmax) {
   using simd::TILEWISE_ISA::exp2_of_nonpositive;
   const std::int64_t whole = (keys + L - 1) / L * L;
   for (std::int64_t r = 0; r < rows; ++r) {
@@ -195,8 +195,9 @@ TILEWISE_INLINE void add_values_of(const float* P, std::int64_t P_row, std::int6
                               O_row);
 }
 
-void add_values(const float* P, std::int64_t P_row, std::int64_t rows, std::int64_t keys, Source v,
-                std::int64_t head_dim_v, const float* alpha, float* O, std::int64_t O_row) {
+static void add_values(const float* P, std::int64_t P_row, std::int64_t rows, std::int64_t keys,
+                       Source v, std::int64_t head_dim_v, const float* alpha, float* O,
+                       std::int64_t O_row) {
   switch (v.element) {
     case Element::f32:
       return add_values_of<Element::f32>(P, P_row, rows, keys, v, head_dim_v, alpha, O, O_row);

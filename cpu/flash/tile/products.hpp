@@ -58,8 +58,8 @@ TILEWISE_INLINE void score_rows_from(int from, const float* Qt, std::int64_t hea
   });
 }
 
-void scores(const float* Qt, std::int64_t head_dim, Rows k, std::int64_t keys,
-            std::int64_t diagonal, float* S, float* top) {
+static void scores(const float* Qt, std::int64_t head_dim, Rows k, std::int64_t keys,
+                   std::int64_t diagonal, float* S, float* top) {
   F most[V];
   unroll<V>([&](auto v) TILEWISE_LAMBDA_INLINE { most[v] = F(minus_infinity); });
   std::int64_t j = 0;
@@ -117,8 +117,8 @@ TILEWISE_INLINE void value_rows(const float* P, std::int64_t keys, std::int64_t 
   });
 }
 
-void values(const float* P, std::int64_t keys, std::int64_t diagonal, Rows v,
-            std::int64_t head_dim_v, const float* alpha, float* Ot) {
+static void values(const float* P, std::int64_t keys, std::int64_t diagonal, Rows v,
+                   std::int64_t head_dim_v, const float* alpha, float* Ot) {
   F factor[V];
   unroll<V>([&](auto x) TILEWISE_LAMBDA_INLINE { factor[x] = load<F>(alpha + x * L); });
   std::int64_t c = 0;

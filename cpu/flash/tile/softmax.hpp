@@ -13,7 +13,7 @@
 namespace tilewise::cpu::flash {
 inline namespace TILEWISE_ISA {
 
-void hide(float* S, std::int64_t keys, const float* begin, const float* end, float* top) {
+static void hide(float* S, std::int64_t keys, const float* begin, const float* end, float* top) {
   for (int v = 0; v < V; ++v) {
     const F first = load<F>(begin + v * L), last = load<F>(end + v * L);
     F most(minus_infinity);
@@ -35,7 +35,7 @@ TILEWISE_INLINE F shift_of(F m) {
 }
 
 // [snippet online_softmax]
-void online_softmax(float* S, std::int64_t keys, const Softmax& softmax) {
+static void online_softmax(float* S, std::int64_t keys, const Softmax& softmax) {
   const F factor(softmax.factor);
   F shift[V], sum[V], alpha[V];
   unroll<V>([&](auto v) TILEWISE_LAMBDA_INLINE {

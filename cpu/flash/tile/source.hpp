@@ -49,8 +49,8 @@ TILEWISE_INLINE void read_rows_of(Source from, std::int64_t rows, std::int64_t w
   }
 }
 
-void read_rows(Source from, std::int64_t rows, std::int64_t width, bool more, float* to,
-               std::int64_t to_row) {
+static void read_rows(Source from, std::int64_t rows, std::int64_t width, bool more, float* to,
+                      std::int64_t to_row) {
   switch (from.element) {
     case Element::f32: return read_rows_of<Element::f32>(from, rows, width, more, to, to_row);
     case Element::f16: return read_rows_of<Element::f16>(from, rows, width, more, to, to_row);

@@ -29,14 +29,14 @@ TILEWISE_INLINE void transpose(Rows from, std::int64_t rows, std::int64_t room,
     }
 }
 
-void pack_queries(Rows q, std::int64_t count, std::int64_t head_dim, float* Qt) {
+static void pack_queries(Rows q, std::int64_t count, std::int64_t head_dim, float* Qt) {
   transpose(q, count, queries, head_dim,
             [&](std::int64_t c, std::int64_t r, const F& lanes)
                 TILEWISE_LAMBDA_INLINE { store(Qt + c * queries + r, lanes); });
 }
 
-void unpack(const float* Ot, const float* l, std::int64_t count, std::int64_t head_dim_v, float* o,
-            std::int64_t stride) {
+static void unpack(const float* Ot, const float* l, std::int64_t count, std::int64_t head_dim_v,
+                   float* o, std::int64_t stride) {
   float inverse[queries];
   for (std::int64_t r = 0; r < queries; r += L) store(inverse + r, F(1.0f) / load<F>(l + r));
   // Rows of Ot are numbers of O, and its columns rows.
@@ -52,7 +52,7 @@ void unpack(const float* Ot, const float* l, std::int64_t count, std::int64_t he
             });
 }
 
-void to_rows(const float* S, std::int64_t keys, float* rows, std::int64_t row) {
+static void to_rows(const float* S, std::int64_t keys, float* rows, std::int64_t row) {
   // Rows have room for 64 keys: what is past `keys` is zero.
   const std::int64_t room = (keys + L - 1) / L * L;
   transpose({S, queries}, keys, room, queries,
@@ -60,7 +60,8 @@ void to_rows(const float* S, std::int64_t keys, float* rows, std::int64_t row) {
                 TILEWISE_LAMBDA_INLINE { store(rows + r * row + j, scores); });
 }
 
-void from_rows(const float* rows, std::int64_t row, std::int64_t keys, float* S, float* top) {
+static void from_rows(const float* rows, std::int64_t row, std::int64_t keys, float* S,
+                      float* top) {
   transpose({rows, row}, queries, queries, keys,
             [&](std::int64_t j, std::int64_t r, const F& lanes)
                 TILEWISE_LAMBDA_INLINE { store(S + j * queries + r, lanes); });
@@ -71,7 +72,7 @@ void from_rows(const float* rows, std::int64_t row, std::int64_t keys, float* S,
   }
 }
 
-bool finite(Rows rows, std::int64_t count, std::int64_t width) {
+static bool finite(Rows rows, std::int64_t count, std::int64_t width) {
   F sum[4] = {F(0.0f), F(0.0f), F(0.0f), F(0.0f)};  // of zeros, unless a number is not
   for (std::int64_t r = 0; r < count; ++r) {
     const float* const row = rows.data + r * rows.stride;
