@@ -36,8 +36,8 @@ Sampling::Sampling(const Problem& problem, bool every_row, double budget) : prob
   const auto width = static_cast<double>(problem.head_dim + problem.head_dim_v);
   const double cost = pairs * width * static_cast<double>(problem.nheads_q);
   everything_ = every_row || cost <= budget;
-  // A row of a backward pass has dq beside o, and there are as many columns: some three times the
-  // work.
+  // Of a backward pass, rows have dq beside o, and there are columns too. Counted twice, a
+  // judgement takes about as long as a forward one.
   const double work = problem.pass == Pass::backward ? 2 * width : width;
   const auto a_head = [&](std::int64_t heads, std::int64_t other_length, std::int64_t group) {
     const double one = work * static_cast<double>(std::max<std::int64_t>(other_length, 1) * group);
