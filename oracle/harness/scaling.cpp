@@ -51,7 +51,7 @@ MemoryCurve measure_scaling(const Implementation& implementation, const Problem&
         curve.points.push_back({n, vary, known->bytes});
         continue;
       }
-      Session session(implementation, problem);
+      Session session(implementation, problem, 1);
       Status status = session.allocate();
       if (status.ok()) status = session.fill(data_directory);
       const MemoryReport report = status.ok() ? session.measure_memory() : MemoryReport{};

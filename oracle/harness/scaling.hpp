@@ -31,7 +31,8 @@ struct MemoryCurve {
 double log_slope(std::span<const MemoryPoint> points, Vary vary);
 
 /// Measures `implementation` on `base` with its lengths replaced. Every call is made twice: once to
-/// warm up, once measured.
+/// warm up, once measured. It is told to use one thread: how many can be put to work grows with the
+/// lengths, at first, and each has its own scratch.
 MemoryCurve measure_scaling(const Implementation& implementation, const Problem& base,
                             std::span<const std::int64_t> lengths,
                             const std::string& data_directory = {});
