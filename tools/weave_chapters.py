@@ -13,7 +13,8 @@ In a page, between a pair of marks, everything is written by this program:
     <!-- /measured -->
     <!-- ladder -->                   every step of the course with its idea and numbers
     <!-- /ladder -->
-    <!-- terminal -->                 what the tour printed: tour.txt beside tour.json
+    <!-- terminal: A B -->            what the tour printed (tour.txt beside tour.json), of the
+                                      implementations only A and B; without names, of all
     <!-- /terminal -->
 
 Without --tour the numbers stay as they are. Python's standard library only.
@@ -229,9 +230,21 @@ def ladder(tour):
     return text + ("\n\n" + machine_text(tour) if machine_text(tour) else "")
 
 
-def terminal(tour):
-    """What the tour printed, as it stood on the terminal."""
-    return "```\n%s\n```" % tour["terminal"].strip("\n")
+def terminal(tour, names):
+    """What the tour printed, as it stood on the terminal; of the implementations only those named
+    (none: all), with `...` where some are left out."""
+    lines, kept, shown = [], set(names.split()), True
+    for line in tour["terminal"].strip("\n").split("\n"):
+        heading = re.match(r"([a-z]+\.[a-z0-9_]+): ", line)
+        if heading:
+            shown = not kept or heading.group(1) in kept
+            if not shown and lines[-1] != "...":
+                lines.append("...")
+        elif not line:
+            shown = True
+        if shown:
+            lines.append(line)
+    return "```\n%s\n```" % "\n".join(lines)
 
 
 # ---- pages --------------------------------------------------------------------------------------
@@ -254,7 +267,7 @@ def woven(page, text, tour):
         elif kind == "measured":
             new = "\n" + measured(tour, argument) + "\n"
         elif kind == "terminal":
-            new = terminal(tour)
+            new = terminal(tour, argument)
         else:
             new = "\n" + ladder(tour) + "\n"
         opening = hit.group(0).split("\n", 1)[0].rstrip()
