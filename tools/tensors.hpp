@@ -17,6 +17,8 @@
 
 namespace tilewise::tools {
 
+// ---- tensors_copy.cpp
+
 /// Copies every input that `to` has, element by element, whatever the strides; floating-point
 /// formats are converted to f32 and wider ones. Throws BadInput where `from` has none, or one of
 /// another shape or dtype.
@@ -25,6 +27,8 @@ void copy_inputs(const AttentionTensors& from, const AttentionTensors& to);
 /// The tensors that exist, as arrays of files: what a call reads, or what it writes. A cache that
 /// it appends to is in both.
 formats::Arrays to_arrays(const Problem& problem, const AttentionTensors& tensors, bool inputs);
+
+// ---- tensors_files.cpp
 
 /// Tensors that somebody brought in files, and the problem that they are.
 struct Given {
