@@ -1,14 +1,19 @@
-// The FMA loop and the STREAM triad: see ceiling.hpp.
+// The FMA loop, the STREAM triad and the reading loop: see ceiling.hpp.
 //
 // One multiply-add depends on the one before it in its accumulator only. Processors finish one
 // after 4 or 5 cycles and start two a cycle, so that 12 independent accumulators keep the units
 // busy.
+//
+// Reading goes along four streams at once, with eight sums: on the Xeon it was tried on, as fast as
+// one stream where the caches hold everything, and up to 6 % faster for 134 MB.
 #include "tools/ceiling.hpp"
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
+#include <cstring>
 #include <string_view>
 #include <thread>
 #include <vector>
@@ -122,6 +127,79 @@ const Unit& unit_of(std::string_view isa) {
   return found != units().end() ? *found : *std::find_if(units().begin(), units().end(), runs);
 }
 
+constexpr std::size_t streams = 4;
+constexpr std::size_t stride = 128;  // bytes of each stream at a time
+
+/// Everything read in one pass and folded into a word. The four streams lie `part` bytes apart,
+/// a multiple of `stride`.
+using ReadLoop = std::uint64_t (*)(const std::byte* memory, std::size_t part);
+
+#if defined(__x86_64__)
+__attribute__((target("avx512f"))) std::uint64_t read_avx512(const std::byte* memory,
+                                                             std::size_t part) {
+  __m512i sums[2 * streams];
+#pragma GCC unroll 8
+  for (std::size_t i = 0; i < 2 * streams; ++i) sums[i] = _mm512_setzero_si512();
+  for (std::size_t at = 0; at < part; at += stride) {
+#pragma GCC unroll 8
+    for (std::size_t i = 0; i < 2 * streams; ++i)
+      sums[i] = _mm512_xor_si512(
+          sums[i], _mm512_loadu_si512(memory + i / 2 * part + at + i % 2 * sizeof(__m512i)));
+  }
+#pragma GCC unroll 8
+  for (std::size_t i = 1; i < 2 * streams; ++i) sums[0] = _mm512_xor_si512(sums[0], sums[i]);
+  std::uint64_t words[8];
+  _mm512_storeu_si512(words, sums[0]);
+  return words[0] ^ words[1] ^ words[2] ^ words[3] ^ words[4] ^ words[5] ^ words[6] ^ words[7];
+}
+#endif
+
+/// 16 bytes at a time, in the compiler's own vector type.
+std::uint64_t read_sixteen(const std::byte* memory, std::size_t part) {
+  using Vector = std::uint64_t __attribute__((vector_size(16)));
+  Vector sums[2 * streams] = {};
+  for (std::size_t at = 0; at < part; at += 2 * sizeof(Vector)) {
+#pragma GCC unroll 8
+    for (std::size_t i = 0; i < 2 * streams; ++i) {
+      Vector next;
+      std::memcpy(&next, memory + i / 2 * part + at + i % 2 * sizeof(Vector), sizeof(next));
+      sums[i] ^= next;
+    }
+  }
+#pragma GCC unroll 8
+  for (std::size_t i = 1; i < 2 * streams; ++i) sums[0] ^= sums[i];
+  return sums[0][0] ^ sums[0][1];
+}
+
+#if defined(__x86_64__)
+__attribute__((target("avx2"))) std::uint64_t read_avx2(const std::byte* memory, std::size_t part) {
+  __m256i sums[2 * streams];
+#pragma GCC unroll 8
+  for (std::size_t i = 0; i < 2 * streams; ++i) sums[i] = _mm256_setzero_si256();
+  for (std::size_t at = 0; at < part; at += 2 * sizeof(__m256i)) {
+#pragma GCC unroll 8
+    for (std::size_t i = 0; i < 2 * streams; ++i) {
+      const std::byte* const from = memory + i / 2 * part + at + i % 2 * sizeof(__m256i);
+      sums[i] =
+          _mm256_xor_si256(sums[i], _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+    }
+  }
+#pragma GCC unroll 8
+  for (std::size_t i = 1; i < 2 * streams; ++i) sums[0] = _mm256_xor_si256(sums[0], sums[i]);
+  std::uint64_t words[4];
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(words), sums[0]);
+  return words[0] ^ words[1] ^ words[2] ^ words[3];
+}
+#endif
+
+ReadLoop widest_read() {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f") != 0) return read_avx512;
+  if (__builtin_cpu_supports("avx2") != 0) return read_avx2;
+#endif
+  return read_sixteen;
+}
+
 double since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
@@ -133,6 +211,34 @@ void on_threads(int threads, const Work& work) {
   for (int t = 1; t < threads; ++t) others.emplace_back([&work, t] { work(t); });
   work(0);
   for (std::thread& other : others) other.join();
+}
+
+/// What loops came to, which nobody reads: without it they would compute for nothing, and go.
+std::atomic<std::uint64_t> kept = 0;
+
+/// Units a second of all threads together, each calling `slice(thread)`, which does `units`, for
+/// about `seconds` at the same time. Of each thread the median of its slices: one that another
+/// process interrupted does not count.
+template <class Slice>
+double rate_on_threads(int threads, double seconds, double units, const Slice& slice) {
+  std::vector<double> rates(static_cast<std::size_t>(threads));
+  std::atomic<int> ready = 0;
+  on_threads(threads, [&](int thread) {
+    slice(thread);
+    for (++ready; ready < threads;) std::this_thread::yield();  // all at once, or not the ceiling
+    std::vector<double> slices;
+    for (const auto start = Clock::now(); since(start) < seconds || slices.size() < 3;) {
+      const auto begin = Clock::now();
+      slice(thread);
+      slices.push_back(units / since(begin));
+    }
+    const auto middle = slices.begin() + static_cast<std::ptrdiff_t>(slices.size() / 2);
+    std::nth_element(slices.begin(), middle, slices.end());
+    rates[static_cast<std::size_t>(thread)] = *middle;
+  });
+  double total = 0;
+  for (const double rate : rates) total += rate;
+  return total;
 }
 }  // namespace
 
@@ -151,31 +257,26 @@ std::string fma_name(std::string_view isa) {
 }
 
 double measure_peak_gflops(int threads, double seconds, std::string_view isa) {
-  threads = thread_count(threads);
   const Unit& unit = unit_of(isa);
-  const double flops_per_call = 2.0 * accumulators * steps * unit.lanes;
-  std::vector<double> rates(static_cast<std::size_t>(threads));
-  std::atomic<int> ready = 0;
-  on_threads(threads, [&](int thread) {
-    float sink = 1;
-    unit.loop(sink);
-    for (++ready; ready < threads;) std::this_thread::yield();  // all at once, or not the ceiling
-    // The median of short slices: a slice that another process interrupted does not count.
-    std::vector<double> slices;
-    for (const auto start = Clock::now(); since(start) < seconds || slices.size() < 3;) {
-      constexpr int calls = 16;
-      const auto begin = Clock::now();
-      for (int i = 0; i < calls; ++i) unit.loop(sink);
-      slices.push_back(calls * flops_per_call / since(begin) * 1e-9);
-    }
-    std::nth_element(slices.begin(),
-                     slices.begin() + static_cast<std::ptrdiff_t>(slices.size() / 2), slices.end());
-    // The comparison keeps `sink`, and with it the loop, alive.
-    rates[static_cast<std::size_t>(thread)] = sink > -1 ? slices[slices.size() / 2] : 0;
-  });
-  double total = 0;
-  for (const double rate : rates) total += rate;
-  return total;
+  constexpr int calls = 16;
+  const double flops = 2.0 * calls * accumulators * steps * unit.lanes;
+  return 1e-9 * rate_on_threads(thread_count(threads), seconds, flops, [&unit](int) {
+           float sink = 1;
+           for (int i = 0; i < calls; ++i) unit.loop(sink);
+           kept.store(sink > 1, std::memory_order_relaxed);
+         });
+}
+
+double measure_read_gbytes(int threads, double seconds, const void* memory, std::size_t bytes) {
+  threads = thread_count(threads);
+  const ReadLoop loop = widest_read();
+  const std::size_t part = bytes / (static_cast<std::size_t>(threads) * streams * stride) * stride;
+  const auto share = part * streams;
+  return 1e-9 * rate_on_threads(threads, seconds, static_cast<double>(share), [&](int thread) {
+           const auto first = static_cast<std::size_t>(thread) * share;
+           kept.store(loop(static_cast<const std::byte*>(memory) + first, part),
+                      std::memory_order_relaxed);
+         });
 }
 
 double measure_bandwidth_gbytes() {

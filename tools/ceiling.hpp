@@ -4,6 +4,7 @@
 // the ceiling is measured again next to every timing instead of being read from a data sheet.
 #pragma once
 
+#include <cstddef>
 #include <string>
 #include <string_view>
 
@@ -24,6 +25,11 @@ double measure_peak_gflops(int threads, double seconds, std::string_view isa = {
 /// Gbyte/s of a[i] = b[i] + x c[i] over arrays of 64 MiB (McCalpin's STREAM triad: three arrays,
 /// 12 bytes counted an element), the best of a few passes, on all threads.
 double measure_bandwidth_gbytes();
+
+/// Gbyte/s of reading `bytes` at `memory` over and over, which is what the level of the caches
+/// gives where so many bytes stay. Each of `threads` threads (0: all) reads a part of its own, as
+/// wide as the processor loads, for about `seconds` and three times at least.
+double measure_read_gbytes(int threads, double seconds, const void* memory, std::size_t bytes);
 
 /// What `threads` means when it is 0.
 int thread_count(int threads);

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""The CPU forward pass against PyTorch and ONNX Runtime, measured in turns.
+"""The CPU forward pass against PyTorch, ONNX Runtime and llama.cpp's ggml, measured in turns.
 
-    python3 tests/bench/compare_cpu.py --quick                   two minutes
+    python3 tests/bench/compare_cpu.py --quick                   three minutes
     python3 tests/bench/compare_cpu.py --out docs/results        all of it
 
 Builds the library as a shared one and installs the peers into a virtual environment, both in
@@ -9,17 +9,22 @@ build/. Then, for each problem and number of threads, A, B, C, A, B, C, ...: eve
 favourite layout, on the same numbers, in one process; after a pause in which all thread pools have
 fallen asleep; between two looks at the multiply-add ceiling of its instruction set (a peer's: the
 widest there is), because clocks drift; once more where other processes took the processor meanwhile
-(/proc/self/task/*/schedstat). A ratio is the median of the ratios within rounds.
+(/proc/self/task/*/schedstat). A ratio is the median of the ratios within rounds. A peer whose
+output is not ours is not a peer, and said to be so.
 
 Writes cpu-NAME.json and cpu-NAME.svg, and prints the table. Decoding is told apart: PyTorch has its
-best of three dtypes, with enable_gqa and with the query heads of a group made into queries.
+best of three dtypes, with enable_gqa and with the query heads of a group made into queries. What is
+reached is told of the longer of two times, of reading as many bytes as K and V have (measured like
+the multiply-adds, over so much memory, on as many threads) and of the multiply-adds.
+
+ggml, which is compiled here from llama-cpp-python's sources, may be missing: a line says why. Its
+favourite K and V are float16; in float32 problems those are listed, and not counted as a peer.
 """
 
 import argparse
 import ctypes
 import datetime
 import json
-import math
 import os
 import pathlib
 import platform
@@ -89,17 +94,6 @@ def build(directory):
     return shim
 
 
-def why_no_ggml(python):
-    """llama.cpp's kernels: only where somebody has built them for this Python."""
-    reasons = {}
-    for name in ("llama-cpp-python", "ggml-python"):
-        done = pip(python, "install", "--only-binary=:all:", "--no-deps", "--dry-run", name,
-                   check=False)
-        reasons[name] = ("no binary wheel for this Python on the package index" if done.returncode
-                         else "there is a wheel, which this script does not know how to time")
-    return reasons
-
-
 # ---- the machine --------------------------------------------------------------------------------
 
 def machine():
@@ -158,164 +152,79 @@ def go_first():
 
 # ---- measuring ----------------------------------------------------------------------------------
 
-def settle():
-    """Until this process computes nothing: idle threads of thread pools spin for a while."""
-    for _ in range(20):
-        before = time.process_time()
-        time.sleep(0.004)
-        if time.process_time() - before < 0.0004:
-            return
-
-
-def waited():
-    """Seconds that this process's threads were ready and had no processor: others were running."""
-    total = 0
-    for task in pathlib.Path("/proc/self/task").glob("*/schedstat"):
-        try:
-            total += int(task.read_text().split()[1])
-        except (OSError, IndexError):
-            pass
-    return total * 1e-9
-
-
-def one_round(library, threads, kernel, calls):
-    """(share of the time that was waited, seconds a call, the ceiling around it)."""
-    settle()
-    before = library.peak_gflops(threads, kernel.implementation)
-    waiting = waited()
-    start = time.perf_counter()
-    for _ in range(calls):
-        kernel.call()
-    spent = time.perf_counter() - start
-    waiting = waited() - waiting
-    after = library.peak_gflops(threads, kernel.implementation)
-    return waiting / (spent * threads), spent / calls, (before + after) / 2
-
-
-DISTURBED = 0.01  # share of a round's time that threads waited for a processor
-
-
-def undisturbed(library, threads, kernel, calls, tries=8):
-    """The first of a few rounds that is not disturbed, or the least disturbed."""
-    best = None
-    for _ in range(tries):
-        found = one_round(library, threads, kernel, calls)
-        best = found if best is None or found[0] < best[0] else best
-        if best[0] < DISTURBED:
-            break
-    return best
-
-
-def quartiles(values):
-    if len(values) < 2:
-        return [values[0]] * 3
-    return statistics.quantiles(values, n=4, method="inclusive")
-
-
-def race(library, cell, threads, kernels, pairs, at_least):
-    """Seconds a call and fractions of the ceiling, for each kernel and round."""
-    calls = []
-    for kernel in kernels:  # warm up: pages, pools, packed copies
-        kernel.call()
-        start = time.perf_counter()
-        kernel.call()
-        calls.append(max(1, math.ceil(at_least / max(time.perf_counter() - start, 1e-6))))
-    seconds = {kernel.name: [] for kernel in kernels}
-    fractions = {kernel.name: [] for kernel in kernels}
-    shares = {kernel.name: [] for kernel in kernels}
-    for _ in range(pairs):
-        for kernel, n in zip(kernels, calls):
-            share, spent, peak = undisturbed(library, threads, kernel, n)
-            seconds[kernel.name].append(spent)
-            fractions[kernel.name].append(cell.flops() / spent * 1e-9 / peak)
-            shares[kernel.name].append(share)
-    return seconds, fractions, shares
-
-
-def kernels_of(library, cell, inputs, threads):
+def kernels_of(library, ggml, cell, inputs, threads):
     """(name, how to make it)"""
+    from compare_ggml import Ggml
     from compare_kernels import OnnxRuntime, Tilewise, Torch
-    dtype = "f16" if cell.kind == "decode" else "f32"
+    decode = cell.kind == "decode"
+    dtype = "f16" if decode else "f32"
     chosen = [(Tilewise, (library, cell, inputs, threads, "bhsd", dtype)),
               (Tilewise, (library, cell, inputs, threads, "bshd", dtype))]
-    if cell.kind == "decode":
+    if decode:
         chosen += [(Torch, (cell, inputs, threads, dtype, grouped))
                    for grouped in (False, True) for dtype in ("f32", "f16", "bf16")]
     else:
         chosen += [(Torch, (cell, inputs, threads)), (OnnxRuntime, (cell, inputs, threads))]
         if not cell.causal:  # under a causal mask both operators run the same code
             chosen.append((OnnxRuntime, (cell, inputs, threads, "attention")))
+    if ggml is not None:
+        chosen += [(Ggml, (ggml, cell, inputs, threads, dtype))
+                   for dtype in (("f16",) if decode else ("f16", "f32"))]
     for kind, arguments_ in chosen:
         words = [word for word in arguments_ if isinstance(word, str)]
         yield " ".join([kind.__name__] + words), lambda k=kind, a=arguments_: k(*a)
 
 
-def measure(library, cell, threads, pairs, at_least):
+# How far from ours an output may be, of the largest. PyTorch rounds weights to bf16; ggml rounds Q,
+# K and V to f16, and when decoding adds up in f16, 32768 terms too.
+TOLERANCE = {"f32": 1e-4, "f16": 0.01, "bf16": 0.03, "ggml f16 decode": 0.1}
+
+
+def difference(kernel, cell, ours, largest):
+    """From our output, of the largest there is; refused if that is more than rounding."""
+    import numpy
+    dtype = next((word for word in kernel.name.split() if word in TOLERANCE), "f32")
+    allowed = TOLERANCE.get("%s %s" % (kernel.name, cell.kind),
+                            max(TOLERANCE[dtype], TOLERANCE["f16"] if cell.kind == "decode" else 0))
+    found = float(numpy.abs(kernel.output().astype(numpy.float32) - ours).max()) / largest
+    if not found <= allowed:
+        raise ValueError("its output differs from ours by %.2g of the largest: more than %g"
+                         % (found, allowed))
+    return found
+
+
+def measure(library, ggml, cell, threads, pairs, at_least):
+    import numpy
     from compare_kernels import Inputs, Reference
+    from compare_race import DISTURBED, compare, race, row_of
     inputs = Inputs(cell)
     reference = Reference(cell, inputs)
-    kernels, result = [], {"problem": cell.name(), "kind": cell.kind, "threads": threads,
-                           "head_dim": cell.head_dim, "seqlen_q": cell.seqlen_q,
-                           "seqlen_k": cell.seqlen_k, "causal": cell.causal,
-                           "largest_output": reference.size, "kernels": {}, "not_run": {}}
-    for name, make in kernels_of(library, cell, inputs, threads):
+    kernels, differences = [], {}
+    result = {"problem": cell.name(), "kind": cell.kind, "threads": threads,
+              "head_dim": cell.head_dim, "seqlen_q": cell.seqlen_q, "seqlen_k": cell.seqlen_k,
+              "causal": cell.causal, "largest_output": reference.size, "kernels": {}, "not_run": {}}
+    ours = None
+    for name, make in kernels_of(library, ggml, cell, inputs, threads):
         try:
             kernel = make()
             kernel.call()
+            if ours is None:
+                ours = kernel.output().astype(numpy.float32)
+            differences[kernel.name] = difference(kernel, cell, ours, reference.size)
             kernels.append(kernel)
         except Exception as error:  # one may refuse what another can
             result["not_run"][name] = str(error)[:300]
-    seconds, fractions, shares = race(library, cell, threads, kernels, pairs, at_least)
-    everything = [share for parts in shares.values() for share in parts]
-    result["disturbed_rounds"] = (sum(share > DISTURBED for share in everything)
-                                  / max(1, len(everything)))
+    rounds = race(library, cell, threads, kernels, pairs, at_least)
+    result["disturbed_rounds"] = statistics.fmean(
+        round_.share > DISTURBED for parts in rounds.values() for round_ in parts)
     for kernel in kernels:
-        kept, disturbed = quiet(shares[kernel.name])
-        times = quartiles([seconds[kernel.name][n] for n in kept])
-        parts = quartiles([fractions[kernel.name][n] for n in kept])
-        row = {"seconds": times[1], "seconds_quartiles": [times[0], times[2]],
-               "gflops": cell.flops() / times[1] * 1e-9,
-               "fraction_of_peak": parts[1], "fraction_quartiles": [parts[0], parts[2]],
-               "rounds": len(kept), "disturbed": disturbed,
-               "error": reference.error(kernel.output())}
-        if kernel.implementation:
-            row["implementation"] = kernel.implementation
-        if cell.kind == "decode":
-            width = 4 if " f32" in kernel.name else 2
-            row["kv_gbytes_a_second"] = cell.kv_elements() * width / times[1] * 1e-9
-        result["kernels"][kernel.name] = row
-    compare(result, seconds, shares)
+        result["kernels"][kernel.name] = {**row_of(cell, kernel, rounds[kernel.name]),
+                                          "error": reference.error(kernel.output()),
+                                          "difference_from_ours": differences[kernel.name]}
+    compare(result, rounds)
     for kernel in kernels:
         kernel.close()
     return result
-
-
-def quiet(*shares):
-    """The rounds in which none was disturbed; where that leaves fewer than three, all of them and
-    True: they are not to be believed."""
-    worst = [max(round_) for round_ in zip(*shares)]
-    kept = [n for n, share in enumerate(worst) if share <= DISTURBED]
-    return (kept, False) if len(kept) >= 3 else (list(range(len(worst))), True)
-
-
-def compare(result, seconds, shares):
-    """Each of ours with each peer: how many times as fast, round by round."""
-    peers = [name for name in seconds if not name.startswith("tilewise")]
-    for ours in (name for name in seconds if name.startswith("tilewise")):
-        ratios = {}
-        for peer in peers:
-            kept, disturbed = quiet(shares[ours], shares[peer])
-            parts = quartiles([seconds[peer][n] / seconds[ours][n] for n in kept])
-            ratios[peer] = {"median": parts[1], "quartiles": [parts[0], parts[2]],
-                            "disturbed": disturbed}
-        row = result["kernels"][ours]
-        row["times_as_fast_as"] = ratios
-        if ratios:
-            row["best_peer"] = min(ratios, key=lambda name: ratios[name]["median"])
-            row["times_as_fast_as_best_peer"] = ratios[row["best_peer"]]["median"]
-            near = 2 * row["times_as_fast_as_best_peer"]  # slower peers do not matter
-            row["ratio_disturbed"] = any(ratio["disturbed"] for ratio in ratios.values()
-                                         if ratio["median"] < near)
 
 
 # ---- what is measured ---------------------------------------------------------------------------
@@ -354,11 +263,14 @@ def arguments():
                         help="the virtual environment (build/compare-venv)")
     parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build" / "compare-library",
                         help="where the library is built (build/compare-library)")
+    parser.add_argument("--ggml", type=pathlib.Path,
+                        help="folder of libggml-base.so and libggml-cpu.so (built in the venv)")
     parser.add_argument("--threads", default="1,2", help="numbers of threads (1,2)")
     parser.add_argument("--pairs", type=int, help="rounds of each problem (9; quick: 7)")
     parser.add_argument("--priority", action="store_true",
                         help="go before other processes on a busy machine (root)")
-    parser.add_argument("--only", default="", help="problems that contain this text")
+    parser.add_argument("--only", default="",
+                        help="problems that contain this text: decode, sk1024, ...")
     parser.add_argument("--inside", type=pathlib.Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -372,23 +284,29 @@ def main():
                                "--inside", str(shim)])
     sys.dont_write_bytecode = True
     from compare_kernels import Library
+    import compare_ggml
     import compare_report
+    ggml, described, missing = None, None, {}
+    try:  # before the priority rises
+        ggml, described = compare_ggml.load(options.venv / "ggml", say, options.ggml)
+    except compare_ggml.Unavailable as error:
+        missing["ggml"] = str(error)
+        say("ggml is not measured: %s" % error)
     keep_freed_memory()
     about = machine()
     if options.priority:
         go_first()
     about["priority"] = os.getpriority(os.PRIO_PROCESS, 0)
-    about.update(versions(["numpy", "torch", "onnxruntime"]))
+    about.update(versions(["numpy", "torch", "onnxruntime"]), ggml=described)
     library = Library(options.inside)
-    report = {"machine": about, "quick": options.quick,
-              "peers_not_measured": why_no_ggml(sys.executable), "cells": []}
+    report = {"machine": about, "quick": options.quick, "peers_not_measured": missing, "cells": []}
     counts = [int(count) for count in options.threads.split(",")]
     work = [(cell, threads) for threads in counts for cell in cells(threads, options.quick)
-            if options.only in cell.name()]
+            if options.only in cell.kind + " " + cell.name()]
     pairs = options.pairs or (7 if options.quick else 9)
     start = time.monotonic()
     for n, (cell, threads) in enumerate(work):
-        result = measure(library, cell, threads, pairs, 0.002 if options.quick else 0.005)
+        result = measure(library, ggml, cell, threads, pairs, 0.002 if options.quick else 0.005)
         report["cells"].append(result)
         say("%3d/%d %5.0f s  %s" % (n + 1, len(work), time.monotonic() - start,
                                     compare_report.line(result)))

@@ -22,8 +22,10 @@ class Cell:
             pairs = self.seqlen_q * (self.seqlen_q + 1) // 2
         return 4.0 * self.head_dim * self.batch * self.nheads_q * pairs
 
-    def kv_elements(self):
-        return 2 * self.batch * self.nheads_k * self.seqlen_k * self.head_dim
+    def kv_bytes(self, kernel):
+        """Of K and V together, as the kernel of that name has them: "torch f32 grouped"."""
+        width = 4 if "f32" in kernel.split() else 2
+        return 2 * self.batch * self.nheads_k * self.seqlen_k * self.head_dim * width
 
     def name(self):
         words = ["b%d" % self.batch, "sq%d sk%d" % (self.seqlen_q, self.seqlen_k)
@@ -116,12 +118,17 @@ class Library:
                 ("implementation", ctypes.c_char_p, [pointer]), ("release", None, [pointer]),
                 ("peak_gflops", ctypes.c_double,
                  [ctypes.c_int32, ctypes.c_double, ctypes.c_char_p]),
+                ("read_gbytes", ctypes.c_double,
+                 [ctypes.c_int32, ctypes.c_double, pointer, ctypes.c_int64]),
                 ("peak_name", None, [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t])):
             function = getattr(self.c, "compare_" + name)
             function.restype, function.argtypes = result, arguments
 
     def peak_gflops(self, threads, implementation="", seconds=0.0015):
         return self.c.compare_peak_gflops(threads, seconds, implementation.encode())
+
+    def read_gbytes(self, threads, memory, bytes_, seconds=0.0015):
+        return self.c.compare_read_gbytes(threads, seconds, memory.ctypes.data, bytes_)
 
     def peak_name(self, implementation):
         name = ctypes.create_string_buffer(64)

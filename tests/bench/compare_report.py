@@ -14,8 +14,8 @@ def line(cell):
     words = ["%d thread%s" % (cell["threads"], "s" if cell["threads"] > 1 else ""), cell["problem"]]
     for name, row in cell["kernels"].items():
         text = "%s %.3g ms" % (name, row["seconds"] * 1e3)
-        if cell["kind"] != "decode":
-            text += " %.0f%%" % (row["fraction_of_peak"] * 100)
+        text += " %.0f%%" % (100 * (row["fraction_of_bound"] if cell["kind"] == "decode"
+                                    else row["fraction_of_peak"]))
         if "best_peer" in row:
             text += " (%.2fx)" % row["times_as_fast_as_best_peer"]
         words.append(text)
@@ -64,18 +64,36 @@ def summary(cells):
                 continue
             ratios = [row["times_as_fast_as_best_peer"] for _, row in found
                       if "best_peer" in row and not row["ratio_disturbed"]]
-            parts = [row["fraction_of_peak"] for _, row in found if not row["disturbed"]]
+            decode = found[0][0]["kind"] == "decode"
+            part = "fraction_of_bound" if decode else "fraction_of_peak"
+            parts = [row[part] for _, row in found if not row["disturbed"]]
             entry = {"row": title, "threads": threads, "cells": len(found),
                      "cells_left_out": len(found) - min(len(parts), len(ratios)),
                      "error": max(row["error"] for _, row in found)}
-            if found[0][0]["kind"] != "decode" and parts:
-                entry["fraction_of_peak"] = geometric_mean(parts)
+            if parts:
+                entry[part] = geometric_mean(parts)
                 entry["fraction_range"] = [min(parts), max(parts)]
             if ratios:
                 entry["times_as_fast_as_best_peer"] = geometric_mean(ratios)
                 entry["ratio_range"] = [min(ratios), max(ratios)]
+            entry["times_as_fast_as"] = by_system(row for _, row in found)
             rows.append(entry)
     return rows
+
+
+def by_system(rows):
+    """Geometric means of the ratios with each system's best of the cell: torch, onnxruntime, ggml;
+    by its own name what is no peer of the cell."""
+    ratios = {}
+    for row in rows:
+        best = {}
+        for name, ratio in row.get("times_as_fast_as", {}).items():
+            if not ratio["disturbed"]:
+                system = name.split()[0] if ratio["counted"] else name
+                best[system] = min(best.get(system, math.inf), ratio["median"])
+        for system, ratio in best.items():
+            ratios.setdefault(system, []).append(ratio)
+    return {system: geometric_mean(values) for system, values in ratios.items()}
 
 
 def not_won(cells):
@@ -90,6 +108,39 @@ def not_won(cells):
     return found
 
 
+def decoding(cells):
+    """A line for each decoding cell and for ours, the best peer and ggml in it: which time bounds
+    it, and what fraction of that was reached."""
+    lines = []
+    for cell in cells:
+        if cell["kind"] != "decode":
+            continue
+        rows = cell["kernels"]
+        mine = [name for name in rows if name.startswith("tilewise")]
+        peers = {rows[name]["best_peer"] for name in mine if "best_peer" in rows[name]}
+        peers |= {name for name in rows if name.startswith("ggml")}
+        for name in mine + sorted(peers):
+            row = rows[name]
+            lines.append(
+                "%7d  %5d  %-18s  %6.3f  %5.1f %6.1f  %5.0f %6.0f  %-13s  %-20s  %.0e%s"
+                % (cell["threads"], cell["seqlen_k"], name, row["seconds"] * 1e3,
+                   row["kv_gbytes_a_second"], row["read_gbytes_a_second"], row["gflops"],
+                   row["peak_gflops"], row["bound"],
+                   "%.1f %% (%.0f to %.0f)" % tuple(
+                       100 * part for part in (row["fraction_of_bound"],
+                                               *row["fraction_of_bound_quartiles"])),
+                   row["error"] / cell["largest_output"],
+                   "  (disturbed)" if row["disturbed"] else ""))
+    if not lines:
+        return []
+    return ["", "decoding: the fraction reached of the longer of two times, both measured beside "
+            "each repetition:", "reading as many bytes as K and V have, on as many threads, and "
+            "the multiply-adds at their peak", "(errors: of the largest output)",
+            "%7s  %5s  %-18s  %6s  %12s  %12s  %-13s  %-20s  %s"
+            % ("threads", "keys", "", "ms", "GB/s of read", "GFLOP/s peak", "bound by",
+               "reached (middle)", "error")] + lines
+
+
 def errors_at_32k(cells):
     for cell in cells:
         if cell["kind"] == "long":
@@ -100,16 +151,21 @@ def errors_at_32k(cells):
 
 def text(report):
     about = report["machine"]
-    lines = ["%s, %s cores; %s against torch %s and onnxruntime %s; peak: float32 multiply-adds, %s"
-             % (about["cpu"], about["cores"], about.get("kernel"), about["torch"],
-                about["onnxruntime"], about.get("peak_of")), "",
+    peers = ["torch %s" % about["torch"], "onnxruntime %s" % about["onnxruntime"]]
+    if about["ggml"]:
+        peers.append("llama.cpp's ggml %s" % about["ggml"])
+    lines = ["%s, %s cores; %s; peak: float32 multiply-adds, %s"
+             % (about["cpu"], about["cores"], about.get("kernel"), about.get("peak_of")),
+             "against " + "; ".join(peers), "",
              "%-34s %7s  %-22s  %-24s  %s" % ("geometric means (range)", "threads", "of peak",
                                               "times as fast as the", "worst"),
-             "%-34s %7s  %-22s  %-24s  %s" % ("", "", "", "best peer of each cell", "error")]
+             "%-34s %7s  %-22s  %-24s  %s" % ("", "", "(decode: of bound)",
+                                              "best peer of each cell", "error")]
     for row in report["summary"]:
         part, ratio = "-", "-"
-        if "fraction_of_peak" in row:
-            part = "%.1f %% (%.0f to %.0f)" % (row["fraction_of_peak"] * 100,
+        if "fraction_range" in row:
+            mean = row.get("fraction_of_peak", row.get("fraction_of_bound"))
+            part = "%.1f %% (%.0f to %.0f)" % (mean * 100,
                                                *(100 * value for value in row["fraction_range"]))
         if "times_as_fast_as_best_peer" in row:
             ratio = "%.2f (%.2f to %.2f)" % (row["times_as_fast_as_best_peer"],
@@ -119,6 +175,14 @@ def text(report):
                      % (row["row"], row["threads"], part, ratio, row["error"],
                         "  (%d of %d cells disturbed)" % (left_out, row["cells"])
                         if left_out else ""))
+    lines += ["", "times as fast as each system's best of each cell, geometric means"]
+    for row in report["summary"]:
+        ratios = ["%s %.2f" % pair for pair in row["times_as_fast_as"].items()]
+        lines.append("%-34s %7d  %s" % (row["row"], row["threads"], ", ".join(ratios) or "-"))
+    if any("ggml f16" in row["times_as_fast_as"] for row in report["summary"]):
+        lines.append("ggml f16: K and V in float16, beside our float32: listed, and not counted as "
+                     "a peer; ggml: all in float32")
+    lines += decoding(report["cells"])
     if errors_at_32k(report["cells"]):
         lines += ["", "largest error in sampled rows, 32k keys: " + errors_at_32k(report["cells"])]
     disturbed = statistics.fmean(cell["disturbed_rounds"] for cell in report["cells"])
@@ -126,6 +190,8 @@ def text(report):
     lost = not_won(report["cells"])
     lines += ["", "less than %.2f times as fast as the best peer (threads, problem): %s"
               % (LOSS, "\n" + "\n".join(lost) if lost else "none")]
+    refused = {(name, why) for cell in report["cells"] for name, why in cell["not_run"].items()}
+    lines += ["refused: %s: %s" % pair for pair in sorted(refused)]
     for name, why in report["peers_not_measured"].items():
         lines.append("not measured: %s: %s" % (name, why))
     return "\n".join(lines)
@@ -146,7 +212,8 @@ def plot(report, path):
                                   figsize=(12, 3 * len(counts)), layout="constrained")
     styles = {"tilewise bhsd f32": ("C0", "o-"), "tilewise bshd f32": ("C0", "s--"),
               "torch f32": ("C1", "^-"), "onnxruntime mha": ("C2", "v-"),
-              "onnxruntime attention": ("C2", "v:")}
+              "onnxruntime attention": ("C2", "v:"), "ggml f32": ("C3", "x-"),
+              "ggml f16": ("C3", "x:")}
     for i, threads in enumerate(counts):
         for j, (head_dim, causal) in enumerate(columns):
             panel = panels[i][j]

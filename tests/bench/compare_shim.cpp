@@ -1,4 +1,5 @@
-// What compare_cpu.py calls: the library on memory that Python has, and the multiply-add ceiling.
+// What compare_cpu.py calls: the library on memory that Python has, and the two ceilings,
+// multiply-adds and reading.
 //
 // The C interface's structs are filled in here, by its own header, rather than copied into ctypes.
 #include "include/tilewise/tilewise.h"
@@ -102,6 +103,12 @@ void compare_release(Prepared* call) {
 double compare_peak_gflops(std::int32_t threads, double seconds, const char* implementation) {
   return tilewise::tools::measure_peak_gflops(threads, seconds,
                                               tilewise::tools::isa_of(implementation));
+}
+
+double compare_read_gbytes(std::int32_t threads, double seconds, const void* memory,
+                           std::int64_t bytes) {
+  return tilewise::tools::measure_read_gbytes(threads, seconds, memory,
+                                              static_cast<std::size_t>(bytes));
 }
 
 void compare_peak_name(const char* implementation, char* name, std::size_t bytes) {
