@@ -114,7 +114,8 @@ std::string reading_text(const std::vector<Runner>& runners, std::size_t bytes) 
                          runner.session->implementation().name(), median(runner.of_bound) * 100);
   }
   return fmt::format(
-      "of the longer of those multiply-adds and reading {}, as much as K and V, at {} GB/s: {}\n",
+      "reading: {}, as much as K and V, at {} GB/s, before and after each call\n"
+      "of the longer of the two, multiply-adds and reading: {}\n",
       bytes_text(static_cast<double>(bytes)), short_text(median(rates)), parts);
 }
 
