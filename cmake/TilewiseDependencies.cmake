@@ -4,6 +4,7 @@
 #   fmt (text), nlohmann_json (JSON)              the oracle and the harness
 #   Eigen, xsimd                                  the course's steps
 #   CLI11 (arguments)                             the tilewise command
+#   Boost.Context (fibers), libdw (lines)         the CUDA emulator
 #   GoogleTest, Google Benchmark                  tests and benchmarks
 #
 # Without a package, -DTILEWISE_FETCH=ON downloads the pinned release instead.
@@ -11,8 +12,8 @@ include(FetchContent)
 
 # OPTIONAL: who uses it looks whether it is there.
 function(tilewise_dependency package)
-  cmake_parse_arguments(ARG "OPTIONAL" "URL;HINT" "" ${ARGN})
-  find_package(${package} QUIET)
+  cmake_parse_arguments(ARG "OPTIONAL" "URL;HINT" "COMPONENTS" ${ARGN})
+  find_package(${package} QUIET COMPONENTS ${ARG_COMPONENTS})
   if(${package}_FOUND)
     return()
   endif()
@@ -60,6 +61,14 @@ if(TILEWISE_TOOLS OR TILEWISE_TESTS)
     URL https://gitlab.com/libeigen/eigen/-/archive/3.4.0/eigen-3.4.0.tar.gz)
   tilewise_dependency(CLI11 HINT libcli11-dev
     URL https://github.com/CLIUtils/CLI11/archive/refs/tags/v2.1.2.tar.gz)
+endif()
+
+if(TILEWISE_EMULATOR)
+  tilewise_dependency(Boost COMPONENTS context HINT libboost-context-dev
+    URL https://github.com/boostorg/boost/releases/download/boost-1.84.0/boost-1.84.0-cmake.tar.gz)
+  # Without it the emulator's reports have addresses in place of lines.
+  find_library(TILEWISE_DW dw)
+  mark_as_advanced(TILEWISE_DW)
 endif()
 
 if(TILEWISE_TESTS)

@@ -12,6 +12,9 @@
 #                                                              ::memory_hooks; brings core
 #             <prefix>/share/tilewise/minilm.safetensors       for fill=real: TILEWISE_DATA names
 #                                                              the folder
+#   emulator  <prefix>/include/tilewise/cuda/**.hpp            what kernels under it include
+#             <prefix>/lib/libtilewise_emulator.a              tilewise::emulator; brings core, and
+#                                                              the function tilewise_emulate()
 #   all       <prefix>/lib/cmake/tilewise/                     the package, with these COMPONENTS
 #
 # With TILEWISE_PREFIX=mylib_ everything of cpu is mylib_tilewise, beside <prefix>/include/
@@ -74,7 +77,11 @@ endif()
 # --- harness --------------------------------------------------------------------------------------
 set(tilewise_downloaded "")
 if(NOT TILEWISE_LIBRARY_ONLY)
-  foreach(library fmt::fmt nlohmann_json::nlohmann_json)
+  set(tilewise_libraries fmt::fmt nlohmann_json::nlohmann_json)
+  if(TILEWISE_EMULATOR)
+    list(APPEND tilewise_libraries Boost::context)
+  endif()
+  foreach(library ${tilewise_libraries})
     get_target_property(imported ${library} IMPORTED)
     if(NOT imported)
       list(APPEND tilewise_downloaded ${library})
@@ -97,6 +104,18 @@ if(NOT TILEWISE_LIBRARY_ONLY AND NOT tilewise_downloaded)
                          PATTERN "problem_keys.hpp" EXCLUDE)
   install(FILES tests/data/minilm.safetensors tests/data/README.md
           DESTINATION ${CMAKE_INSTALL_DATADIR}/tilewise)
+endif()
+
+# --- emulator -------------------------------------------------------------------------------------
+# The folders are as here, and so are the includes of kernels: "cuda/device/platform.hpp".
+if(TILEWISE_EMULATOR AND NOT tilewise_downloaded)
+  list(APPEND tilewise_components emulator)
+  install(TARGETS tilewise_emulator EXPORT tilewise-emulator
+          ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}
+          INCLUDES DESTINATION ${tilewise_headers} ${tilewise_headers}/tilewise)
+  install(DIRECTORY cuda/emulator cuda/device DESTINATION ${tilewise_headers}/tilewise/cuda
+          FILES_MATCHING PATTERN "*.hpp")
+  install(FILES cmake/TilewiseEmulate.cmake DESTINATION ${tilewise_package})
 endif()
 
 # --- the package ----------------------------------------------------------------------------------

@@ -22,6 +22,8 @@ json|build|JSON reports and safetensors headers|nlohmann-json3-dev|json-devel|nl
 eigen|build|matrices in the first steps|libeigen3-dev|eigen3-devel|eigen|eigen
 xsimd|build|SIMD in step 2c|libxsimd-dev|xsimd-devel|xsimd|xsimd
 cli11|build|arguments of the tilewise command|libcli11-dev|cli11-devel|cli11|cli11
+boost_context|build|fibers of the CUDA emulator (Boost.Context)|libboost-context-dev|boost-devel|boost|boost
+dw|build|lines in the emulator's reports (libdw)|libdw-dev|elfutils-devel|libelf|-
 gnuplot|plot|plots in the report|gnuplot-nox|gnuplot|gnuplot|gnuplot
 gtest|test|the tests (GoogleTest)|libgtest-dev|gtest-devel|gtest|googletest
 benchmark|test|the benchmarks (Google Benchmark)|libbenchmark-dev|google-benchmark-devel|benchmark|google-benchmark
@@ -82,6 +84,12 @@ found_xsimd
 #endif
 #if __has_include(<CLI/CLI.hpp>)
 found_cli11
+#endif
+#if __has_include(<boost/context/fiber.hpp>)
+found_boost_context
+#endif
+#if __has_include(<elfutils/libdwfl.h>)
+found_dw
 #endif
 #if __has_include(<gtest/gtest.h>)
 found_gtest

@@ -1,0 +1,18 @@
+# tilewise_emulate(TARGET): the .cu files of TARGET are compiled by the C++ compiler, for the
+# emulator, and TARGET is linked with it. In a directory of its own where nvcc is to compile the same
+# files too: a source has one language in a directory.
+function(tilewise_emulate target)
+  get_target_property(sources ${target} SOURCES)
+  list(FILTER sources INCLUDE REGEX "\\.cu$")
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    set(no_calls --param tsan-instrument-func-entry-exit=0)
+  else()
+    set(no_calls -mllvm -tsan-instrument-func-entry-exit=0 -Wno-unknown-pragmas)
+  endif()
+  # Hooks at every access (cuda/emulator/hooks.cpp), and lines for its reports: DWARF 4, since
+  # elfutils 0.188 does not find clang's lines in DWARF 5. No multiply-adds that the source does not
+  # say. The optimiser may not take accesses together.
+  set_source_files_properties(${sources} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS
+    "-xc++;-O2;-gdwarf-4;-fno-omit-frame-pointer;-fsanitize=thread;-ffp-contract=off;${no_calls}")
+  target_link_libraries(${target} PUBLIC tilewise::emulator)
+endfunction()

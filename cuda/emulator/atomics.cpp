@@ -1,0 +1,47 @@
+// Atomic operations, on memory that other blocks change at the same time.
+#include "cuda/emulator/services.hpp"
+
+#include <atomic>
+
+namespace tilewise::emulator {
+namespace {
+
+template <class T>
+T changed(T* at, T value, T (*function)(T, T), Site site) {
+  note_atomic(at, sizeof(T), site);
+  std::atomic_ref<T> there(*at);
+  T before = there.load();
+  while (!there.compare_exchange_weak(before, function(before, value))) {
+  }
+  return before;
+}
+
+template <class T>
+T swapped(T* at, T expected, T value, Site site) {
+  note_atomic(at, sizeof(T), site);
+  std::atomic_ref<T>(*at).compare_exchange_strong(expected, value);
+  return expected;
+}
+
+}  // namespace
+
+float change(float* at, float value, float (*function)(float, float), Site site) {
+  return changed(at, value, function, site);
+}
+double change(double* at, double value, double (*function)(double, double), Site site) {
+  return changed(at, value, function, site);
+}
+int change(int* at, int value, int (*function)(int, int), Site site) {
+  return changed(at, value, function, site);
+}
+unsigned change(unsigned* at, unsigned value, unsigned (*function)(unsigned, unsigned), Site site) {
+  return changed(at, value, function, site);
+}
+int compare_and_swap(int* at, int expected, int value, Site site) {
+  return swapped(at, expected, value, site);
+}
+unsigned compare_and_swap(unsigned* at, unsigned expected, unsigned value, Site site) {
+  return swapped(at, expected, value, site);
+}
+
+}  // namespace tilewise::emulator

@@ -1,0 +1,123 @@
+// A kernel's files are compiled with -fsanitize=thread, which puts a call before each access to
+// memory. The thread sanitizer's own library is not linked: these are the calls. So pointers in
+// kernels stay plain pointers, and the return address says which line it was.
+//
+// What is not seen: memcpy and memset (kernels do not call them), and accesses that a compiler
+// makes registers of.
+#include "cuda/emulator/block.hpp"
+
+#include <cstring>
+
+namespace {
+
+using tilewise::emulator::Block;
+using tilewise::emulator::Where;
+
+inline void note(const void* address, std::size_t bytes, Block::Access what,
+                 const void* instruction) {
+  if (Block* const block = Block::current())
+    block->access(address, bytes, what, Where(instruction));
+}
+
+}  // namespace
+
+// The names are the compilers', of what they call.
+// NOLINTBEGIN(readability-identifier-naming,bugprone-reserved-identifier)
+extern "C" {
+
+void __tsan_init() {}
+void __tsan_func_entry(void*) {}
+void __tsan_func_exit() {}
+void __tsan_vptr_update(void**, void*) {}
+void __tsan_vptr_read(void**) {}
+
+#define TILEWISE_HOOKS(bytes)                                                \
+  void __tsan_read##bytes(void* address) {                                   \
+    note(address, bytes, Block::Access::read, __builtin_return_address(0));  \
+  }                                                                          \
+  void __tsan_write##bytes(void* address) {                                  \
+    note(address, bytes, Block::Access::write, __builtin_return_address(0)); \
+  }                                                                          \
+  void __tsan_unaligned_read##bytes(void* address) {                         \
+    note(address, bytes, Block::Access::read, __builtin_return_address(0));  \
+  }                                                                          \
+  void __tsan_unaligned_write##bytes(void* address) {                        \
+    note(address, bytes, Block::Access::write, __builtin_return_address(0)); \
+  }                                                                          \
+  void __tsan_read_write##bytes(void* address) {                             \
+    note(address, bytes, Block::Access::read, __builtin_return_address(0));  \
+    note(address, bytes, Block::Access::write, __builtin_return_address(0)); \
+  }
+TILEWISE_HOOKS(1)
+TILEWISE_HOOKS(2)
+TILEWISE_HOOKS(4)
+TILEWISE_HOOKS(8)
+TILEWISE_HOOKS(16)
+#undef TILEWISE_HOOKS
+
+void __tsan_read_range(void* address, std::size_t bytes) {
+  for (std::size_t n = 0; n < bytes; ++n)
+    note(static_cast<char*>(address) + n, 1, Block::Access::read, __builtin_return_address(0));
+}
+void __tsan_write_range(void* address, std::size_t bytes) {
+  for (std::size_t n = 0; n < bytes; ++n)
+    note(static_cast<char*>(address) + n, 1, Block::Access::write, __builtin_return_address(0));
+}
+
+void* __tsan_memcpy(void* to, const void* from, std::size_t bytes) {
+  for (std::size_t n = 0; n < bytes; ++n) {
+    note(static_cast<const char*>(from) + n, 1, Block::Access::read, __builtin_return_address(0));
+    note(static_cast<char*>(to) + n, 1, Block::Access::write, __builtin_return_address(0));
+  }
+  return std::memcpy(to, from, bytes);
+}
+void* __tsan_memset(void* to, int value, std::size_t bytes) {
+  for (std::size_t n = 0; n < bytes; ++n)
+    note(static_cast<char*>(to) + n, 1, Block::Access::write, __builtin_return_address(0));
+  return std::memset(to, value, bytes);
+}
+void* __tsan_memmove(void* to, const void* from, std::size_t bytes) {
+  for (std::size_t n = 0; n < bytes; ++n) {
+    note(static_cast<const char*>(from) + n, 1, Block::Access::read, __builtin_return_address(0));
+    note(static_cast<char*>(to) + n, 1, Block::Access::write, __builtin_return_address(0));
+  }
+  return std::memmove(to, from, bytes);
+}
+
+// Atomics of the host's code in the same file: static initialisation, reference counts.
+#define TILEWISE_ATOMICS(bits, type)                                                               \
+  type __tsan_atomic##bits##_load(const volatile type* at, int) {                                  \
+    return __atomic_load_n(at, __ATOMIC_SEQ_CST);                                                  \
+  }                                                                                                \
+  void __tsan_atomic##bits##_store(volatile type* at, type value, int) {                           \
+    __atomic_store_n(at, value, __ATOMIC_SEQ_CST);                                                 \
+  }                                                                                                \
+  type __tsan_atomic##bits##_exchange(volatile type* at, type value, int) {                        \
+    return __atomic_exchange_n(at, value, __ATOMIC_SEQ_CST);                                       \
+  }                                                                                                \
+  type __tsan_atomic##bits##_fetch_add(volatile type* at, type value, int) {                       \
+    return __atomic_fetch_add(at, value, __ATOMIC_SEQ_CST);                                        \
+  }                                                                                                \
+  type __tsan_atomic##bits##_fetch_sub(volatile type* at, type value, int) {                       \
+    return __atomic_fetch_sub(at, value, __ATOMIC_SEQ_CST);                                        \
+  }                                                                                                \
+  int __tsan_atomic##bits##_compare_exchange_strong(volatile type* at, type* expected, type value, \
+                                                    int, int) {                                    \
+    return __atomic_compare_exchange_n(at, expected, value, false, __ATOMIC_SEQ_CST,               \
+                                       __ATOMIC_SEQ_CST);                                          \
+  }                                                                                                \
+  int __tsan_atomic##bits##_compare_exchange_weak(volatile type* at, type* expected, type value,   \
+                                                  int, int) {                                      \
+    return __atomic_compare_exchange_n(at, expected, value, false, __ATOMIC_SEQ_CST,               \
+                                       __ATOMIC_SEQ_CST);                                          \
+  }
+TILEWISE_ATOMICS(8, std::uint8_t)
+TILEWISE_ATOMICS(16, std::uint16_t)
+TILEWISE_ATOMICS(32, std::uint32_t)
+TILEWISE_ATOMICS(64, std::uint64_t)
+#undef TILEWISE_ATOMICS
+void __tsan_atomic_thread_fence(int) {
+  __atomic_thread_fence(__ATOMIC_SEQ_CST);
+}
+}
+// NOLINTEND(readability-identifier-naming,bugprone-reserved-identifier)
