@@ -1,5 +1,7 @@
 #include "stages/adapter.hpp"
 
+#include "stages/plain_problem.hpp"
+
 #include <exception>
 #include <new>
 #include <string>
@@ -27,17 +29,9 @@ StageArgs sizes_of(const Problem& problem) {
   return args;
 }
 
-/// Whether a view is what a step takes for granted: f32, [batch, seqlen, nheads, width], without
-/// gaps. Strides of dimensions of size 1 mean nothing.
-bool plain(const TensorView& view, std::int64_t batch, std::int64_t seqlen, std::int64_t nheads,
-           std::int64_t width) {
-  const TensorView wanted = contiguous(view.data, DType::f32, batch, seqlen, nheads, width);
-  if (view.ndim != 4 || view.dtype != DType::f32) return false;
-  for (int dim = 0; dim < 4; ++dim) {
-    if (view.shape[dim] != wanted.shape[dim]) return false;
-    if (view.shape[dim] > 1 && view.strides[dim] != wanted.strides[dim]) return false;
-  }
-  return true;
+bool plain_f32(const TensorView& view, std::int64_t batch, std::int64_t seqlen, std::int64_t nheads,
+               std::int64_t width) {
+  return plain(view, DType::f32, batch, seqlen, nheads, width);
 }
 
 template <class TensorType>
@@ -56,7 +50,9 @@ class StageImplementation final : public Implementation {
   Support supports(const Problem& problem) const override {
     if (!step_.unavailable.empty()) return Support::no(std::string(step_.unavailable));
     if (step_.run == nullptr) return Support::no("not written yet: fill in stages/mine/mine.cpp");
-    const char* why = reason_against(problem);
+    if (problem.dtype != DType::f32)
+      return Support::no("the steps of chapters 1 and 2 compute in f32 only");
+    const char* why = reason_against(problem, step_.features);
     return why == nullptr ? Support::yes() : Support::no(why);
   }
 
@@ -84,10 +80,10 @@ class StageImplementation final : public Implementation {
     const std::int64_t sq = args.seqlen_q, sk = args.seqlen_k, d = args.head_dim,
                        dv = args.head_dim_v;
     const auto as_queries = [&](const TensorView& view, std::int64_t width) {
-      return plain(view, args.batch, sq, args.nheads_q, width);
+      return plain_f32(view, args.batch, sq, args.nheads_q, width);
     };
     const auto as_keys = [&](const TensorView& view, std::int64_t width) {
-      return plain(view, args.batch, sk, args.nheads_k, width);
+      return plain_f32(view, args.batch, sk, args.nheads_k, width);
     };
     if (!as_queries(t.q, d) || !as_keys(t.k, d) || !as_keys(t.v, dv) || !as_queries(t.o, dv))
       return failure(Code::unsupported,
@@ -97,7 +93,7 @@ class StageImplementation final : public Implementation {
     args.v = tensor<Input>(t.v, sk, args.nheads_k, dv);
     args.o = tensor<Output>(t.o, sq, args.nheads_q, dv);
     if (step_.features.lse) {
-      if (!plain_lse(t.lse, args))
+      if (!plain_lse(t.lse, args.batch, args.nheads_q, args.seqlen_q))
         return failure(Code::unsupported,
                        "this step writes lse, contiguous f32 [batch, nheads_q, seqlen_q]");
       args.lse_data = static_cast<float*>(t.lse.data);
@@ -123,57 +119,6 @@ class StageImplementation final : public Implementation {
   }
 
  private:
-  static bool plain_lse(const TensorView& lse, const StageArgs& args) {
-    if (!lse.exists() || lse.ndim != 3 || lse.dtype != DType::f32) return false;
-    const std::int64_t shape[] = {args.batch, args.nheads_q, args.seqlen_q};
-    std::int64_t stride = 1;
-    for (int dim = 2; dim >= 0; --dim) {
-      if (lse.shape[dim] != shape[dim]) return false;
-      if (shape[dim] > 1 && lse.strides[dim] != stride) return false;
-      stride *= shape[dim];
-    }
-    return true;
-  }
-
-  /// What of the problem this step does not do; null when it does all of it.
-  const char* reason_against(const Problem& problem) const {
-    const Features& can = step_.features;
-    const Conventions& conventions = problem.conventions;
-    if (problem.dtype != DType::f32) return "the steps of chapters 1 and 2 compute in f32 only";
-    if (problem.layout != Layout::bshd) return "the steps know one layout, bshd";
-    if (problem.varlen()) return "the steps take sequences of one length";
-    if (problem.window_left >= 0 || problem.window_right >= 0) return "no window in these steps";
-    if (problem.softcap != 0) return "no softcap in these steps";
-    if (problem.alibi) return "no ALiBi in these steps";
-    if (problem.bias) return "no additive bias in these steps";
-    if (problem.mask) return "no boolean mask in these steps";
-    if (problem.blocks) return "no block mask in these steps";
-    if (problem.sink) return "no sink in these steps";
-    if (problem.dropout_p > 0) return "no dropout in these steps";
-    if (problem.cached()) return "no cache of keys in these steps";
-    if (problem.kv || problem.descale) return "no keys with scales in these steps";
-    if (problem.splits > 0) return "no splits in these steps";
-    if (problem.attention_chunk > 0) return "no chunks in these steps";
-    if (problem.pass == Pass::backward && !can.backward) return "this step is forward only";
-    if (problem.causal && !can.causal) return "this step has no causal mask yet";
-    if (problem.nheads_q != problem.nheads_k && !can.grouped_heads)
-      return "this step has as many key heads as query heads";
-    if (!can.causal && problem.max_seqlen_k() == 0)
-      return "this step does not know rows without keys yet";
-
-    const bool lengths_differ = problem.max_seqlen_q() != problem.max_seqlen_k();
-    if (problem.causal && lengths_differ && conventions.alignment != Alignment::bottom_right)
-      return "causal here is aligned bottom-right, as flash-attn's is";
-    const bool empty_rows = problem.max_seqlen_k() == 0 ||
-                            (problem.causal && problem.max_seqlen_q() > problem.max_seqlen_k());
-    if (empty_rows && conventions.empty_row_output != EmptyRowOutput::zero)
-      return "rows without keys give O = 0 here";
-    if (can.lse && conventions.lse_base != LseBase::e) return "LSE is a natural logarithm here";
-    if (can.lse && empty_rows && conventions.empty_row_lse == EmptyRowLse::plus_inf)
-      return "rows without keys give LSE = -inf here";
-    return nullptr;
-  }
-
   Step step_;
 };
 

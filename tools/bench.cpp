@@ -21,7 +21,6 @@
 #include <fmt/core.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstddef>
 #include <memory>
@@ -57,9 +56,9 @@ std::size_t bytes_to_read(const Problem& problem) {
 }
 
 double timed_call(const harness::Session& session) {
-  const auto start = std::chrono::steady_clock::now();
-  require(session.call());
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  double seconds = 0;
+  require(session.timed_call(seconds));
+  return seconds;
 }
 
 constexpr double peak_seconds = 0.0015;
@@ -161,9 +160,11 @@ Race race(const Problem& problem, const std::vector<const harness::Implementatio
     row.time.fastest = quantile(runner.seconds, 0);
     row.time.slowest = quantile(runner.seconds, 1);
     row.time.flops = flops;
-    row.fraction_of_peak = median(runner.fractions);
-    row.peak_gflops = median(runner.peaks);
-    row.fma = fma_name(isa_of(row.implementation));
+    if (!runner.session->implementation().on_device()) {
+      row.fraction_of_peak = median(runner.fractions);
+      row.peak_gflops = median(runner.peaks);
+      row.fma = fma_name(isa_of(row.implementation));
+    }
     if (i > 0) row.ratio = ratio_of(runners.front(), runner);
   }
   if (!memory.empty()) result.reading = reading_text(runners, memory.size());

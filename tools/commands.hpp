@@ -5,6 +5,7 @@
 
 #include "oracle/harness/harness.hpp"
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -54,6 +55,15 @@ struct CheckOptions {
   bool json = false;
 };
 
+struct CountOptions {
+  std::vector<std::string> problems;
+  std::string implementations = "emulated";
+  std::string device = "h100", arrival = "seeded";
+  std::uint64_t seed = 1;
+  std::string data;
+  bool json = false;
+};
+
 struct BenchOptions {
   std::vector<std::string> problems, plugins;
   std::string implementations, data;
@@ -85,6 +95,8 @@ int gen_command(const GenOptions& options);
 int run_command(const RunOptions& options);
 int check_command(const CheckOptions& options);
 int bench_command(const BenchOptions& options);
+/// Where this build has the emulator.
+int count_command(const CountOptions& options);
 int bugs_command(const BugsOptions& options);
 int tour_command(const TourOptions& options);
 int new_kernel_command(const NewKernelOptions& options);

@@ -143,6 +143,12 @@ std::string tour_json(const Tour& tour) {
                     {"peak_gflops", number(run.peak_gflops)},
                     {"features", features}});
   }
+  Json emulated = Json::array();
+  for (const EmulatedRun& run : tour.emulated)
+    emulated.push_back({{"implementation", run.implementation},
+                        {"idea", run.idea},
+                        {"verdict", of(run.verdict)},
+                        {"report", Json::parse(emulated_json(run))}});
   for (const NotRun& row : tour.not_run)
     not_run.push_back(
         {{"implementation", row.implementation}, {"idea", row.idea}, {"why", row.why}});
@@ -163,6 +169,7 @@ std::string tour_json(const Tour& tour) {
                  {"seconds", number(tour.seconds)},
                  {"memory_problem", tour.memory_problem},
                  {"runs", runs},
+                 {"emulated", emulated},
                  {"not_run", not_run}});
 }
 

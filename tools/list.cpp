@@ -10,7 +10,7 @@
 namespace tilewise::tools {
 
 int list_command(const ListOptions& options) {
-  const harness::Table table = with_plugins(implementations(), options.plugins);
+  const harness::Table table = with_plugins(implementations_for("emulated"), options.plugins);
   std::vector<Listed> listed;
   for (const auto& implementation : table) {
     Listed row{std::string(implementation->name()), std::string(implementation->idea()), {}, false};

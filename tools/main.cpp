@@ -29,6 +29,7 @@ struct Commands {
   RunOptions run;
   CheckOptions check;
   BenchOptions bench;
+  CountOptions count;
   BugsOptions bugs;
   TourOptions tour;
   NewKernelOptions new_kernel;
@@ -144,6 +145,25 @@ Commands::Commands() {
       ->capture_default_str();
   add_threads(sub, bench.threads);
   add_data(sub, bench.data);
+
+#if defined(TILEWISE_HAVE_EMULATOR)
+  sub = add("count", "Run CUDA steps under the emulator: what is wrong, and what is moved",
+            count.json, [this] { return count_command(count); });
+  sub->add_option("PROBLEM", count.problems, "What to compute; @FILE: one problem a line")
+      ->required();
+  sub->add_option("--impl", count.implementations, "Which steps: NAME, A,B or emulated")
+      ->type_name("NAMES")
+      ->capture_default_str();
+  sub->add_option("--device", count.device, "What a block may use")
+      ->check(CLI::IsMember({"h100", "a100", "rtx3090", "t4"}))
+      ->capture_default_str();
+  sub->add_option("--seed", count.seed, "Of the order of warps and the arrival of copies")
+      ->capture_default_str();
+  sub->add_option("--arrival", count.arrival, "When asynchronous copies arrive")
+      ->check(CLI::IsMember({"early", "late", "seeded"}))
+      ->capture_default_str();
+  add_data(sub, count.data);
+#endif
 
   sub = add("bugs", "Run the planted bugs under the judge: each must be rejected", bugs.json,
             [this] { return bugs_command(bugs); });

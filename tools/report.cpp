@@ -383,6 +383,7 @@ std::string report_html(const Tour& tour) {
                  {"SERIES_DARK", series_colours(tour, true)},
                  {"SUMMARY", summary(tour)},
                  {"RESULTS", results(tour)},
+                 {"EMULATED", emulated_html(tour.emulated)},
                  {"NOT_RUN", not_run(tour)},
                  {"LEGEND", legend(tour)},
                  {"MEMORY_PROBLEM", escaped(tour.memory_problem)},

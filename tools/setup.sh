@@ -151,6 +151,7 @@ present() {
     gtest_source) [ -f /usr/src/googletest/CMakeLists.txt ] ;;
     clang_format) command -v clang-format >/dev/null 2>&1 ;;
     clang_tidy) command -v clang-tidy >/dev/null 2>&1 ;;
+    dw) [ "$(uname)" = Darwin ] || grep -qx found_dw <<<"$headers_found" ;;
     *) grep -qx "found_$1" <<<"$headers_found" ;;
   esac
 }

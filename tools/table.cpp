@@ -2,9 +2,13 @@
 #include "tools/table.hpp"
 
 #include "stages/adapter.hpp"
+#if defined(TILEWISE_HAVE_CUDA)
+#include "stages/gpu/gpu_adapter.hpp"
+#endif
 #include "tests/bugs/table.hpp"
 #include "tools/capi_implementation.hpp"
 #include "tools/common.hpp"
+#include "tools/tour_emulated.hpp"
 
 #include <fmt/core.h>
 
@@ -13,22 +17,27 @@
 
 namespace tilewise::tools {
 
+namespace {
+void append(harness::Table& table, harness::Table more) {
+  table.insert(table.end(), std::make_move_iterator(more.begin()),
+               std::make_move_iterator(more.end()));
+}
+}  // namespace
+
 harness::Table implementations() {
   harness::Table table = stages::implementations();
-  harness::Table library = library_implementations();
-  table.insert(table.end(), std::make_move_iterator(library.begin()),
-               std::make_move_iterator(library.end()));
+  append(table, library_implementations());
+#if defined(TILEWISE_HAVE_CUDA)
+  append(table, stages::gpu_implementations());
+#endif
   return table;
 }
 
 harness::Table implementations_for(const std::string& names) {
   harness::Table table = implementations();
-  const auto take = [&](harness::Table more) {
-    table.insert(table.end(), std::make_move_iterator(more.begin()),
-                 std::make_move_iterator(more.end()));
-  };
-  if (names.find("bug.") != std::string::npos) take(bugs::planted_bugs());
-  if (names.find("good.") != std::string::npos) take(bugs::correct_kernels());
+  if (names.find("bug.") != std::string::npos) append(table, bugs::planted_bugs());
+  if (names.find("emulated") != std::string::npos) append(table, emulated_implementations());
+  if (names.find("good.") != std::string::npos) append(table, bugs::correct_kernels());
   return table;
 }
 

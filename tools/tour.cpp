@@ -53,23 +53,32 @@ class Guide {
   explicit Guide(const TourOptions& options)
       : options_(options),
         plan_(plan_of(options.quick)),
-        table_(with_plugins(implementations(), options.plugins)) {}
+        table_(with_plugins(implementations_for("emulated."), options.plugins)) {}
 
   Tour run() {
     const auto start = std::chrono::steady_clock::now();
-    const auto chosen = select(table_, options_.only.empty() ? "all" : options_.only);
-    require_on_cpu(chosen, "tour");
+    const auto all = select(table_, options_.only.empty() ? "all" : options_.only);
+    require_on_cpu(all, "tour");
+    std::vector<const Implementation*> chosen, emulated;
+    for (const Implementation* implementation : all)
+      (implementation->name().starts_with("emulated.") ? emulated : chosen)
+          .push_back(implementation);
     tour_.quick = options_.quick;
     tour_.memory_base = plan_.base;
     tour_.memory_problem =
         fmt::format("fwd or bwd, b1 h1 d32 f32; a length that does not vary is {}", plan_.base);
-    Progress progress(static_cast<int>(chosen.size()) + 1);
+    Progress progress(static_cast<int>(all.size()) + 1);
     progress.begin("measuring this machine");
     tour_.machine = describe_machine();
     progress.done(fmt::format("{} GFLOP/s", short_text(tour_.machine.peak_gflops)));
     for (const Implementation* implementation : chosen) {
       progress.begin(std::string(implementation->name()));
       progress.done(visit(*implementation, progress));
+    }
+    for (const Implementation* implementation : emulated) {
+      progress.begin(std::string(implementation->name()));
+      tour_.emulated.push_back(run_emulated(*implementation, options_.quick));
+      progress.done(tour_.emulated.back().verdict.passed() ? "pass" : "FAIL");
     }
     tour_.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     return std::move(tour_);
@@ -275,8 +284,8 @@ std::string terminal_text(const Tour& tour) {
       fmt::format("\n{}, {} cores; measured ceiling {} GFLOP/s (float32, {}), {} GB/s\n\n",
                   machine.cpu, machine.cores, short_text(machine.peak_gflops), machine.fma,
                   short_text(machine.bandwidth_gbytes));
-  for (const std::string& part :
-       {results_text(tour), not_run_text(tour), curves_text(tour), failures_text(tour)})
+  for (const std::string& part : {results_text(tour), emulated_text(tour.emulated),
+                                  not_run_text(tour), curves_text(tour), failures_text(tour)})
     if (!part.empty()) text += part + "\n";
   return text;
 }
@@ -304,6 +313,8 @@ int tour_command(const TourOptions& options) {
     for (const TourFeature& feature : run.features)
       if (feature.state == State::fail) return exit_fail;
   }
+  for (const EmulatedRun& run : tour.emulated)
+    if (!run.verdict.passed()) return exit_fail;
   return exit_pass;
 }
 

@@ -4,6 +4,7 @@
 #include "oracle/harness/scaling.hpp"
 #include "oracle/harness/verdict.hpp"
 #include "tools/machine.hpp"
+#include "tools/tour_emulated.hpp"
 
 #include <cstdint>
 #include <string>
@@ -38,6 +39,7 @@ struct Tour {
   std::string memory_problem;  ///< what the memory curve was measured on
   std::int64_t memory_base = 0;
   std::vector<TourRun> runs;
+  std::vector<EmulatedRun> emulated;  ///< empty where this build has no emulator
   std::vector<NotRun> not_run;
   double seconds = 0;
 };

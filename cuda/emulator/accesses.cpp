@@ -69,6 +69,7 @@ AddressRange segment_around(std::uintptr_t address) {
 }  // namespace
 
 void Block::access(const void* memory, std::size_t bytes, Access what, Where where) {
+  const NotTheKernel meanwhile;
   const auto address = reinterpret_cast<std::uintptr_t>(memory);
   Thread& thread = *running_;
   if (address >= thread.stack_begin && address < thread.stack_end) return;
@@ -238,6 +239,7 @@ void Block::check_shared_cell(SharedCell& cell, Access what, Where where, std::u
 }
 
 void Block::begin_flight(const void* memory, std::size_t bytes, Where where) {
+  const NotTheKernel meanwhile;
   const auto address = reinterpret_cast<std::uintptr_t>(memory);
   SharedRange* const range = shared_range(address);
   for (std::size_t n = (address - range->begin) / 2; n < (address + bytes - range->begin) / 2;
@@ -345,12 +347,14 @@ void Block::check_global_cell(const Region& region, std::size_t n, Access what, 
 // ------------------------------------------------------------------------- atomics between blocks
 
 void Block::fence() {
+  const NotTheKernel meanwhile;
   ++running_->ticks;
   running_->fenced = std::make_shared<const Clock>(running_->clock);
   ++running_->clock[running_->number];
 }
 
 void Block::acquire_and_release(const void* variable) {
+  const NotTheKernel meanwhile;
   Thread& thread = *running_;
   const std::lock_guard<std::mutex> guard(common_.variables.mutex);
   Foreign& released = common_.variables.released[variable];

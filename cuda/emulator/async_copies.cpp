@@ -21,6 +21,7 @@ void deliver(AsyncCopy& copy) {
 }  // namespace
 
 void copy_async(void* to, const void* from, int total, int bytes, Site site) {
+  const NotTheKernel meanwhile;
   Block& block = *Block::current();
   Thread& thread = block.thread();
   const Where where(site);
@@ -57,12 +58,14 @@ void copy_async(void* to, const void* from, int total, int bytes, Site site) {
 }
 
 void commit_async_copies() {
+  const NotTheKernel meanwhile;
   AsyncCopies& copies = Block::current()->thread().copies;
   copies.groups.push_back(std::move(copies.open));
   copies.open.clear();
 }
 
 void wait_for_async_copies(int groups_that_may_stay) {
+  const NotTheKernel meanwhile;
   Block& block = *Block::current();
   AsyncCopies& copies = block.thread().copies;
   while (static_cast<int>(copies.groups.size()) > groups_that_may_stay) {

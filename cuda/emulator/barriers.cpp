@@ -15,6 +15,7 @@ void Block::join(Clock& to, const Clock& from) const {
 }
 
 void Block::barrier(unsigned id, std::int64_t expected, bool waits, Where where) {
+  const NotTheKernel meanwhile;
   Thread& thread = *running_;
   Barrier& barrier = barriers_[id];
   ++thread.ticks;
@@ -78,6 +79,7 @@ void Block::barrier(unsigned id, std::int64_t expected, bool waits, Where where)
 
 void Block::meet(const char* name, unsigned mask, void* operand, WarpFunction function,
                  Where where) {
+  const NotTheKernel meanwhile;
   Thread& thread = *running_;
   ++thread.ticks;
   const unsigned lane_bit = 1u << thread.lane();

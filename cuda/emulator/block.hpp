@@ -121,6 +121,20 @@ struct Variables {
   std::unordered_map<const void*, Foreign> released;
 };
 
+/// While it lives, what runs is the emulator's work and not the kernel's own code, and the hooks
+/// hear nothing. The linker keeps one copy of a function such as std::vector<unsigned>::resize, and
+/// may keep the one that was compiled with a kernel: the emulator's own calls come by hooks, too.
+class NotTheKernel {
+ public:
+  NotTheKernel();
+  ~NotTheKernel();
+  NotTheKernel(const NotTheKernel&) = delete;
+  NotTheKernel& operator=(const NotTheKernel&) = delete;
+
+ private:
+  bool before_;
+};
+
 class Block {
  public:
   /// What blocks of a launch have in common.
@@ -141,6 +155,8 @@ class Block {
   void run();
 
   static Block* current();
+  /// The same while the kernel's own code runs; null otherwise.
+  static Block* of_kernel();
   Thread& thread() { return *running_; }
   Thread& thread_at(unsigned number) { return threads_[number]; }
   Warp& warp() { return warps_[running_->warp()]; }

@@ -15,7 +15,7 @@ using tilewise::emulator::Where;
 
 inline void note(const void* address, std::size_t bytes, Block::Access what,
                  const void* instruction) {
-  if (Block* const block = Block::current())
+  if (Block* const block = Block::of_kernel())
     block->access(address, bytes, what, Where(instruction));
 }
 

@@ -14,6 +14,7 @@ namespace tilewise::emulator {
 namespace {
 
 thread_local Block* current_block = nullptr;
+thread_local bool kernel_runs = false;
 
 constexpr std::size_t stack_bytes = Stacks::bytes_each;
 
@@ -56,6 +57,16 @@ Block* Block::current() {
   return current_block;
 }
 
+Block* Block::of_kernel() {
+  return kernel_runs ? current_block : nullptr;
+}
+
+NotTheKernel::NotTheKernel() : before_(std::exchange(kernel_runs, false)) {}
+
+NotTheKernel::~NotTheKernel() {
+  kernel_runs = before_;
+}
+
 Block::Block(const Common& common, std::uint32_t number, Stacks& stacks)
     : common_(common),
       number_(number),
@@ -94,7 +105,9 @@ void Block::start_fibers(Stacks& stacks) {
     thread.self = boost::context::fiber(std::allocator_arg, Piece{stack},
                                         [this, &thread](boost::context::fiber&& scheduler) {
                                           scheduler_ = std::move(scheduler);
+                                          kernel_runs = true;
                                           launch().kernel(launch().parameters);
+                                          kernel_runs = false;
                                           thread.state = State::finished;
                                           --unfinished_;
                                           return std::move(scheduler_);
@@ -129,6 +142,7 @@ void Block::run() {
 }
 
 void Block::wait(const char* what, Where where, unsigned mask) {
+  const NotTheKernel meanwhile;
   Thread& thread = *running_;
   thread.state = State::waiting;
   thread.waits_for = what;
@@ -143,11 +157,13 @@ void Block::wake(unsigned number) {
 }
 
 void Block::let_others_go_on() {
+  const NotTheKernel meanwhile;
   ready_.push_back(running_->number);
   scheduler_ = std::move(scheduler_).resume();
 }
 
 void Block::give_up() {
+  const NotTheKernel meanwhile;
   given_up_ = true;
   for (;;) scheduler_ = std::move(scheduler_).resume();
 }

@@ -32,6 +32,7 @@ Coordinates grid_size() {
 }
 
 void* shared_memory(std::size_t bytes, Site site) {
+  const NotTheKernel meanwhile;
   Block& block = *Block::current();
   if (bytes > block.launch().shared_bytes) {
     block.find(Kind::out_of_bounds, Where(site), Where(),
@@ -43,6 +44,7 @@ void* shared_memory(std::size_t bytes, Site site) {
 }
 
 void barrier(unsigned id, int threads, bool waits, Site site) {
+  const NotTheKernel meanwhile;
   Block& block = *Block::current();
   if (id > 15 || threads % 32 != 0 || threads > block.size()) {
     block.find(Kind::bad_instruction, Where(site), Where(),
@@ -93,6 +95,7 @@ void count_special_function() {
 }
 
 void trace_begin(const char* name, std::int64_t tile) {
+  const NotTheKernel meanwhile;
   Block& block = *Block::current();
   Thread& thread = block.thread();
   if (!block.options().trace || thread.lane() != 0) return;
@@ -101,6 +104,7 @@ void trace_begin(const char* name, std::int64_t tile) {
 }
 
 void trace_end() {
+  const NotTheKernel meanwhile;
   Block& block = *Block::current();
   Thread& thread = block.thread();
   if (!block.options().trace || thread.open.empty()) return;
@@ -110,6 +114,7 @@ void trace_end() {
 }
 
 void refuse(const char* text, Site site) {
+  const NotTheKernel meanwhile;
   Block& block = *Block::current();
   block.find(Kind::bad_instruction, Where(site), Where(), text);
   block.give_up();

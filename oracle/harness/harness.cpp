@@ -4,19 +4,12 @@
 #include "oracle/harness/session.hpp"
 
 #include <algorithm>
-#include <chrono>
 
 #include <fmt/format.h>
 
 namespace tilewise::harness {
 
 namespace {
-
-double seconds_of(const std::function<void()>& call) {
-  const auto start = std::chrono::steady_clock::now();
-  call();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
 
 /// One implementation on one problem, from memory to verdict.
 class Judgement {
@@ -111,7 +104,7 @@ class Judgement {
     double spent = 0;
     constexpr std::size_t fewest = 3, most = 1000;
     while (seconds.size() < fewest || (spent < options_.time_seconds && seconds.size() < most)) {
-      seconds.push_back(seconds_of([&] { static_cast<void>(session_.call().ok()); }));
+      static_cast<void>(session_.timed_call(seconds.emplace_back()).ok());
       spent += seconds.back();
     }
     std::sort(seconds.begin(), seconds.end());

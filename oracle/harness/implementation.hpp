@@ -40,6 +40,9 @@ struct Call {
   void* workspace = nullptr;  ///< 64-byte aligned, workspace_bytes() long, contents arbitrary
   std::size_t workspace_bytes = 0;
   int threads = 0;  ///< 0: as many as the machine has
+  /// Where somebody times: an implementation whose tensors travel to another device and back says
+  /// here how many seconds the device itself took.
+  double* device_seconds = nullptr;
 };
 
 class Implementation {
@@ -71,6 +74,10 @@ class Implementation {
   /// Bytes that must cross between fast and slow memory, by this algorithm's own analysis (the
   /// papers' IO formulas); absent where nobody has worked it out.
   virtual std::optional<double> bytes_moved(const Problem&) const { return std::nullopt; }
+
+  /// Whether another device computes it, by whose clock it is timed: this machine's ceilings then
+  /// say nothing of it.
+  virtual bool on_device() const { return false; }
 
   virtual Status run(const Call& call) const = 0;
 };

@@ -5,6 +5,8 @@
 
 #include <fmt/format.h>
 
+#include <chrono>
+
 namespace tilewise::harness {
 
 Status Session::allocate() {
@@ -30,9 +32,23 @@ Status Session::fill(const std::string& data_directory) {
   return status;
 }
 
-Status Session::call() const {
+Status Session::run(double* device_seconds) const {
   return implementation_.run({problem_, problem_.params(), buffers_.tensors(), workspace_.data(),
-                              workspace_.size(), threads_});
+                              workspace_.size(), threads_, device_seconds});
+}
+
+Status Session::call() const {
+  return run(nullptr);
+}
+
+Status Session::timed_call(double& seconds) const {
+  double device_seconds = -1;
+  const auto start = std::chrono::steady_clock::now();
+  Status status = run(&device_seconds);
+  seconds = device_seconds >= 0
+                ? device_seconds
+                : std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return status;
 }
 
 Status Session::call_on_poison() {

@@ -25,6 +25,8 @@ class Session {
 
   /// One call of the implementation on the memory as it is.
   Status call() const;
+  /// The same, timed: by the device's clock if the implementation has one, else by the host's.
+  Status timed_call(double& seconds) const;
   /// One call on poisoned outputs and workspace, writes to inputs let through and remembered.
   Status call_on_poison();
 
@@ -41,6 +43,8 @@ class Session {
   const AttentionTensors& tensors() const { return buffers_.tensors(); }
 
  private:
+  Status run(double* device_seconds) const;
+
   const Implementation& implementation_;
   Problem problem_;
   int threads_;

@@ -1,0 +1,51 @@
+// The end of a row block: O and LSE from a warp's registers to global memory, as far as there are
+// rows and columns. A lane stores two neighbouring numbers at once, a quad 8 of them: 16 bytes of
+// f16 or bf16, 32 of float, which is a whole sector.
+#pragma once
+
+#include "cuda/device/fragment.hpp"
+#include "cuda/device/platform.hpp"
+#include "cuda/device/ptx/convert.hpp"
+#include "cuda/device/ptx/vector_access.hpp"
+#include "cuda/device/softmax.hpp"
+#include "cuda/device/warp.hpp"
+
+#include <cstdint>
+#include <type_traits>
+
+namespace tilewise::device::inline TILEWISE_TARGET {
+
+/// Row 0 of the warp's sixteen goes to `to`, the next `row_stride` elements further. Of them `rows`
+/// are there (none, if it is negative), and `columns` of the columns, an even number. T: float,
+/// f16, bf16.
+template <class T, int Columns>
+__device__ __forceinline__ void store_tile(const WarpTile<Columns>& o, T* to,
+                                           std::int64_t row_stride, int rows, int columns,
+                                           Site site = Site::current()) {
+  const Position mine = accumulator_at(lane_index(), 0);
+  TILEWISE_UNROLL
+  for (int row = 0; row < 2; ++row) {
+    if (mine.row + 8 * row >= rows) continue;
+    T* const at = to + (mine.row + 8 * row) * row_stride + mine.column;
+    TILEWISE_UNROLL
+    for (int n = 0; n < o.pieces; ++n) {
+      if (8 * n + mine.column >= columns) continue;
+      const float left = o.piece[n].of_row(row, 0), right = o.piece[n].of_row(row, 1);
+      if constexpr (std::is_same_v<T, float>)
+        store_vector(at + 8 * n, make_float2(left, right), site);
+      else
+        store_vector(at + 8 * n, pack<T>(left, right), site);
+    }
+  }
+}
+
+/// The first lane of a quad stores its rows' LSE.
+__device__ __forceinline__ void store_lse(const OfRows& lse, float* to, int rows) {
+  const Position mine = accumulator_at(lane_index(), 0);
+  if (mine.column != 0) return;
+  TILEWISE_UNROLL
+  for (int row = 0; row < 2; ++row)
+    if (mine.row + 8 * row < rows) to[mine.row + 8 * row] = lse.row[row];
+}
+
+}  // namespace tilewise::device::inline TILEWISE_TARGET

@@ -1,0 +1,93 @@
+// Online softmax on fragments: FlashAttention-2 (arXiv 2307.08691), Algorithm 1, lines 9, 10, 12
+// and 13, for the two rows that a lane has of its warp's sixteen.
+//
+// A row's scores S come tile by tile. m is the greatest so far, l the sum of exp(S - m); O is the
+// sum of exp(S - m) V. When m grows, what was summed before shrinks by r = exp(m_old - m_new):
+//
+//     m_new = max(m, rowmax(S))      P = exp(S - m_new)      r = exp(m - m_new)
+//     l = r l + rowsum(P)            O = r O + P V
+//     at the end: O / l, and LSE = m + log(l)
+//
+// (Line 10 of the paper's algorithm prints diag(r)^-1 for O: the inverse is an erratum.)
+//
+// exp(scale S - scale m) is exp2(c S - c m) with c = scale log2(e): one multiply-add and one exp2
+// for each score. m is kept as c m here, rounded once, and P, r and LSE are all taken from that
+// float: no rounding error of it remains in O or LSE.
+#pragma once
+
+#include "cuda/device/fragment.hpp"
+#include "cuda/device/platform.hpp"
+#include "cuda/device/ptx/exp2.hpp"
+#include "cuda/device/warp.hpp"
+
+#include <cmath>
+
+namespace tilewise::device::inline TILEWISE_TARGET {
+
+/// scale log2(e), for OnlineSoftmax. Of a negative scale the positive one: negate() Q. Zero becomes
+/// the smallest normal number, since 0 times the -inf of a masked score would be NaN.
+__host__ __device__ inline float log2_scale_of(float softmax_scale) {
+  return fmaxf(fabsf(softmax_scale) * 1.44269504f, 0x1p-126f);
+}
+
+/// A number for each row of a lane.
+struct OfRows {
+  float row[2];
+};
+
+/// O = r O.
+template <int Columns>
+__device__ __forceinline__ void rescale(WarpTile<Columns>& o, const OfRows& factor) {
+  TILEWISE_UNROLL
+  for (Accumulator& piece : o.piece)
+    for (int row = 0; row < 2; ++row)
+      for (int n = 0; n < 2; ++n) piece.of_row(row, n) *= factor.row[row];
+}
+
+struct OnlineSoftmax {
+  float m[2] = {-INFINITY, -INFINITY};  ///< times c
+  float l[2] = {0, 0};                  ///< of the lane's own columns: added up at the end, once
+
+  /// The next tile: S becomes P, and r is returned. Masked scores are -inf. log2_scale is c.
+  template <int Columns>
+  __device__ __forceinline__ OfRows absorb(WarpTile<Columns>& s, float log2_scale) {
+    OfRows factor;
+    TILEWISE_UNROLL
+    for (int row = 0; row < 2; ++row) {
+      float most = -INFINITY;
+      TILEWISE_UNROLL
+      for (const Accumulator& piece : s.piece)
+        most = fmaxf(most, fmaxf(piece.of_row(row, 0), piece.of_row(row, 1)));
+      most = fmaxf(m[row], quad_max(most) * log2_scale);
+      // A row that has seen no key: -inf - -inf would be NaN, and from 0 all of it becomes 0.
+      const float base = most == -INFINITY ? 0.0f : most;
+      factor.row[row] = exp2_approx(m[row] - base);
+      m[row] = most;
+      l[row] *= factor.row[row];
+      TILEWISE_UNROLL
+      for (Accumulator& piece : s.piece)
+        for (int n = 0; n < 2; ++n) {
+          float& score = piece.of_row(row, n);
+          score = exp2_approx(fmaf(score, log2_scale, -base));
+          l[row] += score;
+        }
+    }
+    return factor;
+  }
+
+  /// O becomes O / l; returns LSE, natural logarithm. A row without keys: O = 0 and LSE = -inf.
+  template <int Columns>
+  __device__ __forceinline__ OfRows finish(WarpTile<Columns>& o) {
+    OfRows lse, inverse;
+    TILEWISE_UNROLL
+    for (int row = 0; row < 2; ++row) {
+      const float sum = quad_sum(l[row]);
+      lse.row[row] = sum == 0 ? -INFINITY : m[row] * 0.69314718f + logf(sum);
+      inverse.row[row] = sum == 0 ? 0.0f : 1.0f / sum;
+    }
+    rescale(o, inverse);
+    return lse;
+  }
+};
+
+}  // namespace tilewise::device::inline TILEWISE_TARGET

@@ -1,0 +1,12 @@
+// The course's order of CUDA steps, for the emulator; stages/gpu/gpu_steps.cpp has them for the GPU.
+#include "stages/cuda_steps.hpp"
+
+namespace tilewise::stages {
+
+std::span<const CudaStep> emulated_steps() {
+  static const CudaStep all[] = {emulated::thread_a_row(), emulated::paper_loops(),
+                                 emulated::warp_tiles(), emulated::fa1_backward()};
+  return all;
+}
+
+}  // namespace tilewise::stages

@@ -1,0 +1,23 @@
+// The CUDA steps by name, each defined at the end of its own file: what stages/cuda_steps.cpp
+// lists. Each exists twice, compiled for the emulator and for the GPU (cuda/device/platform.hpp).
+#pragma once
+
+#include "stages/cuda_stage.hpp"
+
+namespace tilewise::stages {
+
+#define TILEWISE_CUDA_STEPS                                    \
+  CudaStep thread_a_row(); /* 3_fa1_cuda/3a_thread_a_row.cu */ \
+  CudaStep paper_loops();  /* 3_fa1_cuda/3b_paper_loops.cu */  \
+  CudaStep warp_tiles();   /* 3_fa1_cuda/3c_warp_tiles.cu */   \
+  CudaStep fa1_backward(); /* 3_fa1_cuda/3d_backward.cu */
+
+namespace emulated {
+TILEWISE_CUDA_STEPS
+}
+namespace gpu {
+TILEWISE_CUDA_STEPS
+}
+#undef TILEWISE_CUDA_STEPS
+
+}  // namespace tilewise::stages

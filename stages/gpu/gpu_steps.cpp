@@ -1,0 +1,11 @@
+#include "stages/cuda_steps.hpp"
+
+namespace tilewise::stages {
+
+std::span<const CudaStep> gpu_steps() {
+  static const CudaStep all[] = {gpu::thread_a_row(), gpu::paper_loops(), gpu::warp_tiles(),
+                                 gpu::fa1_backward()};
+  return all;
+}
+
+}  // namespace tilewise::stages
