@@ -8,7 +8,11 @@ function(tilewise_emulate target)
     set(no_calls --param tsan-instrument-func-entry-exit=0)
   else()
     # clang leaves out .debug_aranges, without which elfutils 0.188 finds no line.
-    set(no_calls -mllvm -tsan-instrument-func-entry-exit=0 -Wno-unknown-pragmas -gdwarf-aranges)
+    # And accesses are to be the source's: no wider ones, no memset, no read left out where a write
+    # of the same place follows.
+    set(no_calls -mllvm -tsan-instrument-func-entry-exit=0 -Wno-unknown-pragmas -gdwarf-aranges
+      -fno-vectorize -fno-slp-vectorize -fno-builtin-memset -fno-builtin-memcpy
+      -fno-builtin-memmove -mllvm -tsan-instrument-read-before-write=1)
   endif()
   # Hooks at every access (cuda/emulator/hooks.cpp), and lines for its reports: DWARF 4, since
   # elfutils 0.188 does not find clang's lines in DWARF 5. No multiply-adds that the source does not

@@ -1,4 +1,4 @@
-// The course's order of CUDA steps, for the emulator; stages/gpu/gpu_steps.cpp has them for the GPU.
+// The course's order of CUDA steps, for the emulator; stages/gpu/gpu_steps.cpp has the GPU's.
 #include "stages/cuda_steps.hpp"
 
 namespace tilewise::stages {

@@ -82,7 +82,7 @@ struct OnlineSoftmax {
     TILEWISE_UNROLL
     for (int row = 0; row < 2; ++row) {
       const float sum = quad_sum(l[row]);
-      lse.row[row] = sum == 0 ? -INFINITY : m[row] * 0.69314718f + logf(sum);
+      lse.row[row] = sum == 0 ? -INFINITY : fmaf(m[row], 0.69314718f, logf(sum));
       inverse.row[row] = sum == 0 ? 0.0f : 1.0f / sum;
     }
     rescale(o, inverse);

@@ -102,6 +102,8 @@ struct SharedRange {
 class Stacks {
  public:
   static constexpr std::size_t bytes_each = std::size_t{192} << 10;
+  /// Below the lowest: there an access still is a finding, and not the end of the program.
+  static constexpr std::size_t slack = std::size_t{256} << 10;
   Stacks() = default;
   ~Stacks();
   Stacks(const Stacks&) = delete;

@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <atomic>
 #include <mutex>
+#include <numeric>
+#include <random>
 #include <thread>
 #include <utility>
 
@@ -73,6 +75,12 @@ bool run(const Launch& launch, const Options& options, Report& report) {
   const Block::Common common{launch, options, current_regions(), ++launches, {}};
   const std::int64_t blocks = launch.grid.count();
   std::atomic<std::int64_t> next{0};
+  // Blocks may run in any order: the seed says which comes first, and how far apart neighbours are.
+  std::mt19937_64 random(options.seed);
+  const auto first = static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(blocks));
+  std::int64_t stride = 1;
+  while (options.seed != 1 && (stride == 1 || std::gcd(stride, blocks) != 1))
+    stride = 2 + static_cast<std::int64_t>(random() % 1000003u);
   std::atomic<bool> stop{false};
   std::mutex mutex;
   Report all;
@@ -81,8 +89,10 @@ bool run(const Launch& launch, const Options& options, Report& report) {
     Report mine;
     std::unordered_map<std::uint64_t, Banks> banks_at;
     for (;;) {
-      const std::int64_t number = next++;
-      if (number >= blocks || stop) break;
+      const std::int64_t turn = next++;
+      if (turn >= blocks || stop) break;
+      const std::int64_t number =
+          options.seed == 1 ? turn : (first + turn % blocks * (stride % blocks)) % blocks;
       Block block(common, static_cast<std::uint32_t>(number), stacks);
       block.run();
       mine += std::move(block.report);

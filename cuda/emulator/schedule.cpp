@@ -42,15 +42,15 @@ Stacks::~Stacks() {
 }
 
 char* Stacks::take(std::size_t count) {
-  if (bytes_ < count * bytes_each) {
+  if (bytes_ < count * bytes_each + slack) {
     if (memory_ != nullptr) munmap(memory_, bytes_);
-    bytes_ = count * bytes_each;
+    bytes_ = count * bytes_each + slack;
     // Pages that no thread reaches cost nothing.
     memory_ = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE,
                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory_ == MAP_FAILED) throw std::bad_alloc();
   }
-  return static_cast<char*>(memory_);
+  return static_cast<char*>(memory_) + slack;
 }
 
 Block* Block::current() {

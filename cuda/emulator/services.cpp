@@ -76,6 +76,8 @@ void note_write(const void* address, std::size_t bytes, Site site) {
 
 void note_atomic(const void* address, std::size_t bytes, Site site) {
   Block& block = *Block::current();
+  // Whoever waits in a loop for another's change has to let it come.
+  block.let_others_go_on();
   block.acquire_and_release(address);
   block.access(address, bytes, Block::Access::atomic, Where(site));
 }

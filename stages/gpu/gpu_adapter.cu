@@ -11,8 +11,8 @@ namespace tilewise::stages {
 namespace {
 
 using device::Event;
-using device::Stream;
 using device::status_of;
+using device::Stream;
 using harness::Call;
 using harness::Support;
 
@@ -215,8 +215,8 @@ std::string gpu_name(std::string& why) {
     why = "the GPU does not say what it is";
     return {};
   }
-  return std::string(properties.name) + ", compute capability " +
-         std::to_string(properties.major) + "." + std::to_string(properties.minor);
+  return std::string(properties.name) + ", compute capability " + std::to_string(properties.major) +
+         "." + std::to_string(properties.minor);
 }
 
 harness::Table gpu_implementations() {
