@@ -183,10 +183,10 @@ class Block {
 
   // accesses.cpp
   enum class Access : std::uint8_t { read, write, atomic };
-  void access(const void* address, std::size_t bytes, Access what, Where where);
+  void access(const void* memory, std::size_t bytes, Access what, Where where);
   /// The bytes are to come: nobody may look at them.
-  void begin_flight(const void* address, std::size_t bytes, Where where);
-  void end_flight(const void* address, std::size_t bytes);
+  void begin_flight(const void* memory, std::size_t bytes, Where where);
+  void end_flight(const void* memory, std::size_t bytes);
   void acquire_and_release(const void* variable);
   void fence();
 
@@ -223,7 +223,7 @@ class Block {
                      Where where);
   void access_global(Region& region, std::uintptr_t address, std::size_t bytes, Access what,
                      Where where);
-  void check_shared_cell(SharedCell& cell, Access what, Where where, std::uintptr_t address);
+  void check_shared_cell(SharedCell& cell, Access what, Where where, std::uintptr_t offset);
   void check_global_cell(const Region& region, std::size_t n, Access what, Where where);
   bool ordered(std::uint16_t thread, std::uint32_t clock) const {
     return running_->clock[thread] >= clock;

@@ -43,7 +43,7 @@ struct Options {
 /// is the launch's failure only.
 class Session {
  public:
-  explicit Session(Options options = {});
+  explicit Session(const Options& options = {});
   ~Session();
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;

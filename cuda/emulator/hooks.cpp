@@ -22,7 +22,7 @@ inline void note(const void* address, std::size_t bytes, Block::Access what,
 }  // namespace
 
 // The names are the compilers', of what they call.
-// NOLINTBEGIN(readability-identifier-naming,bugprone-reserved-identifier)
+// NOLINTBEGIN(readability-identifier-naming,bugprone-reserved-identifier,bugprone-macro-parentheses)
 extern "C" {
 
 void __tsan_init() {}
@@ -120,4 +120,4 @@ void __tsan_atomic_thread_fence(int) {
   __atomic_thread_fence(__ATOMIC_SEQ_CST);
 }
 }
-// NOLINTEND(readability-identifier-naming,bugprone-reserved-identifier)
+// NOLINTEND(readability-identifier-naming,bugprone-reserved-identifier,bugprone-macro-parentheses)

@@ -55,7 +55,7 @@ void resolve_lines(Report& report, const std::unordered_map<std::uint64_t, Banks
 
 }  // namespace
 
-Session::Session(Options options) : options_(std::move(options)), outer_(session) {
+Session::Session(const Options& options) : options_(options), outer_(session) {
   session = this;
 }
 

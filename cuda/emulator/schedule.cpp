@@ -88,7 +88,8 @@ Block::~Block() {
   // Ending a fiber that has not returned would unwind it, through frames that are not made for it.
   if (given_up_)
     for (Thread& thread : threads_)
-      if (thread.state != State::finished) new boost::context::fiber(std::move(thread.self));
+      if (thread.state != State::finished)
+        new (std::nothrow) boost::context::fiber(std::move(thread.self));
 }
 
 void Block::start_fibers(Stacks& stacks) {
