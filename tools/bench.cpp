@@ -187,11 +187,12 @@ std::string text_of(const Race& result) {
       refused += fmt::format("{} is not timed: {}\n", row.implementation, row.why_not);
       continue;
     }
-    table.push_back({row.implementation, seconds_text(row.time.median),
-                     seconds_text(row.time.fastest), seconds_text(row.time.slowest),
-                     fmt::format("{}", row.time.repetitions), short_text(row.time.gflops()),
-                     fmt::format("{:.1f} %", row.fraction_of_peak * 100),
-                     fmt::format("{} {}", short_text(row.peak_gflops), row.fma)});
+    table.push_back(
+        {row.implementation, seconds_text(row.time.median), seconds_text(row.time.fastest),
+         seconds_text(row.time.slowest), fmt::format("{}", row.time.repetitions),
+         short_text(row.time.gflops()),
+         row.peak_gflops > 0 ? fmt::format("{:.1f} %", row.fraction_of_peak * 100) : "-",
+         row.peak_gflops > 0 ? fmt::format("{} {}", short_text(row.peak_gflops), row.fma) : "-"});
     if (ratios)
       table.back().push_back(row.ratio
                                  ? fmt::format("{:.2f}x ({:.2f} to {:.2f})", row.ratio->median,

@@ -61,7 +61,7 @@ int count_command(const CountOptions& options) {
   const harness::Table table = stages::emulated_implementations(emulator_options(options));
   const auto chosen = select(table, options.implementations);
   nlohmann::ordered_json all = nlohmann::ordered_json::array();
-  bool fine = true;
+  bool fine = true, any = false;
   for (const std::string& line : expand_problems(options.problems)) {
     const Problem problem = parse(line);
     for (const harness::Implementation* implementation : chosen) {
@@ -71,7 +71,10 @@ int count_command(const CountOptions& options) {
       const harness::Verdict verdict = harness::check(*implementation, problem, judge);
       const emulator::Report& report =
           dynamic_cast<const stages::EmulatedImplementation&>(*implementation).report();
-      if (verdict.state != harness::State::unsupported) fine = fine && verdict.passed();
+      if (verdict.state != harness::State::unsupported) {
+        fine = fine && verdict.passed();
+        any = true;
+      }
       if (options.json) {
         all.push_back({{"implementation", std::string(implementation->name())},
                        {"problem", to_string(problem)},
@@ -85,6 +88,7 @@ int count_command(const CountOptions& options) {
     }
   }
   if (options.json) print(all.dump(1) + "\n");
+  if (!any) throw BadInput("none of these steps serves any of these problems");
   return fine ? exit_pass : exit_fail;
 }
 

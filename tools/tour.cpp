@@ -125,7 +125,8 @@ class Guide {
     run.verdict = harness::check(implementation, problem, options);
     const double after = measure_peak_gflops(0, 0.02);
     run.peak_gflops = (before + after) / 2;
-    run.fraction_of_peak = run.verdict.time.gflops() / run.peak_gflops;
+    if (!implementation.on_device())
+      run.fraction_of_peak = run.verdict.time.gflops() / run.peak_gflops;
     return run;
   }
 
@@ -196,7 +197,7 @@ std::string results_text(const Tour& tour) {
          verdict.bytes_moved ? bytes_text(*verdict.bytes_moved) : "-",
          timed ? seconds_text(verdict.time.median) : "-",
          timed ? short_text(verdict.time.gflops()) : "-",
-         timed ? fmt::format("{:.1f} %", run.fraction_of_peak * 100) : "-"});
+         run.fraction_of_peak > 0 ? fmt::format("{:.1f} %", run.fraction_of_peak * 100) : "-"});
   }
   const std::string table = table_text(
       rows, {false, false, false, true, true, true, true, true, true, true, true, true, true});

@@ -15,6 +15,7 @@
 //   D         head_dim rounded up to 32, 64 or 128; the columns between are zeros
 //   waits     __syncthreads() before a tile is overwritten, and before it is read; nothing else
 //   memory    no workspace; each output has one writer, so every run gives the same bits
+#include "cuda/device/trace.hpp"
 #include "stages/cuda_heads.hpp"
 
 #include <cmath>
@@ -67,9 +68,13 @@ __global__ void __launch_bounds__(Br) attend_rows(CudaArgs args) {
   for (std::int64_t j0 = 0; j0 < most_keys; j0 += Bc) {
     const int rows = static_cast<int>(min(std::int64_t{Bc}, most_keys - j0));
     __syncthreads();  // everybody has done with the tile before
-    load_tile(keys, j0, rows, K);
-    load_tile(values, j0, rows, V);
+    {
+      const device::Trace mark("load K, V", static_cast<int>(j0 / Bc));
+      load_tile(keys, j0, rows, K);
+      load_tile(values, j0, rows, V);
+    }
     __syncthreads();  // and sees this one
+    const device::Trace mark("compute", static_cast<int>(j0 / Bc));
     const int n = static_cast<int>(min(std::int64_t{rows}, my_keys - j0));
     if (n <= 0) continue;  // the diagonal passes above this row: nothing visible in the tile
 

@@ -5,9 +5,12 @@
 """
 
 import csv
+import datetime
 import json
+import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -23,7 +26,14 @@ def machine():
                               capture_output=True, text=True, check=True).stdout.splitlines()[0]
     except (OSError, subprocess.CalledProcessError, IndexError):
         return {}
-    return dict(zip(query.split(","), (part.strip() for part in line.split(","))))
+    facts = dict(zip(query.split(","), (part.strip() for part in line.split(","))))
+    nvcc = shutil.which("nvcc")
+    if nvcc:
+        said = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+        facts["nvcc"] = (re.findall(r"release ([^\n]*)", said) or [""])[0]
+    facts["date"] = datetime.date.today().isoformat()
+    facts["load"] = os.getloadavg()[0]
+    return facts
 
 
 def conformance(report):
@@ -49,7 +59,7 @@ def sanitizer(folder):
 
 
 def counters(path):
-    """ncu's csv: sums over the kernels of a call; of percentages, the longest kernel's."""
+    """ncu's csv: sums over the kernels of a call; of percentages, the largest of them."""
     lines = path.read_text().splitlines()
     start = next((n for n, line in enumerate(lines) if line.startswith('"ID"')), None)
     if start is None:
@@ -58,7 +68,8 @@ def counters(path):
     for row in csv.DictReader(lines[start:]):
         value = float(row["Metric Value"].replace(",", ""))
         name = row["Metric Name"]
-        kernels.add(re.sub(r"[<(].*", "", row["Kernel Name"]))
+        name_of_it = re.sub(r"<?unnamed>::|void ", "", row["Kernel Name"])
+        kernels.add(re.split(r"[<(]", name_of_it)[0])
         sums[name] = max(sums.get(name, 0), value) if "pct" in name else sums.get(name, 0) + value
     sector = 32
     return {"kernels": sorted(kernels),
@@ -107,6 +118,7 @@ def main():
     report = read(folder / "conformance.json")
     if report:
         result["conformance"] = conformance(report)
+    result["bits"] = read(folder / "bits.json")
     result["sanitizer"] = sanitizer(folder)
     result["memory"] = read(folder / "memory.json")
     result["traffic"] = traffic(folder)

@@ -9,7 +9,8 @@
 #   build        the tilewise command with the CUDA steps (TILEWISE_GPU_BIN=DIR: it is there already)
 #   conformance  tests/gpu/problems.txt, judged: outputs poisoned, guards around all, 250 repeats
 #                that take turns on a stream of their own, as a captured graph, on the default stream
-#   sanitizer    compute-sanitizer: memcheck, racecheck, initcheck of outputs read
+#   bits         where softmax is exact, the emulator's bits
+#   sanitizer    compute-sanitizer: memcheck and racecheck
 #   memory       bytes beside the tensors at N = 512 to 16384, and their slope
 #   traffic      bytes at the second-level cache and in HBM by ncu, beside the papers' formula and,
 #                from the emulator, the same count
@@ -34,6 +35,8 @@ conformance() {
   "$bin/tilewise" check @tests/gpu/problems.txt --impl $steps --repeats 250 --data tests/data \
     --json >"$state/conformance.json"
 }
+
+bits() { python3 tests/gpu/bits.py "$bin/tilewise" >"$state/bits.json"; }
 
 sanitizer() {
   local tool fine=0
@@ -82,7 +85,7 @@ benchmark() {
 
 collect() { python3 tests/gpu/collect.py "$state" docs/results; }
 
-phases=(build conformance sanitizer memory traffic benchmark collect)
+phases=(build conformance bits sanitizer memory traffic benchmark collect)
 wanted=("${@:-}")
 [ -n "${wanted[0]}" ] || wanted=("${phases[@]}")
 result=0
