@@ -9,8 +9,6 @@
 #include "stages/cuda_adapter.hpp"
 
 #include <fmt/core.h>
-#include <nlohmann/json.hpp>
-
 #include <map>
 
 namespace tilewise::tools {
@@ -60,7 +58,7 @@ std::string counts_text(const emulator::Counts& counts) {
 int count_command(const CountOptions& options) {
   const harness::Table table = stages::emulated_implementations(emulator_options(options));
   const auto chosen = select(table, options.implementations);
-  nlohmann::ordered_json all = nlohmann::ordered_json::array();
+  std::string all;
   bool fine = true, any = false;
   for (const std::string& line : expand_problems(options.problems)) {
     const Problem problem = parse(line);
@@ -76,18 +74,20 @@ int count_command(const CountOptions& options) {
         any = true;
       }
       if (options.json) {
-        all.push_back({{"implementation", std::string(implementation->name())},
-                       {"problem", to_string(problem)},
-                       {"state", std::string(harness::name_of(verdict.state))},
-                       {"formula_bytes", verdict.bytes_moved.value_or(0)},
-                       {"report", nlohmann::ordered_json::parse(emulator::to_json(report))}});
+        // Names, problems and states need no escapes.
+        all += fmt::format(
+            "{}{{\"implementation\": \"{}\", \"problem\": \"{}\", \"state\": \"{}\", "
+            "\"formula_bytes\": {:.0f}, \"report\": {}}}",
+            all.empty() ? "" : ",\n", implementation->name(), to_string(problem),
+            harness::name_of(verdict.state), verdict.bytes_moved.value_or(0),
+            emulator::to_json(report));
         continue;
       }
       print(harness::to_text(verdict) + "\n");
       if (verdict.state != harness::State::unsupported) print(counts_text(report.counts) + "\n");
     }
   }
-  if (options.json) print(all.dump(1) + "\n");
+  if (options.json) print("[" + all + "]\n");
   if (!any) throw BadInput("none of these steps serves any of these problems");
   return fine ? exit_pass : exit_fail;
 }

@@ -9,7 +9,7 @@
 namespace tilewise::emulator {
 namespace {
 
-std::mutex mutex;
+std::mutex registry_mutex;
 Regions all;  // by address
 
 Regions::iterator after(std::uintptr_t address) {
@@ -33,12 +33,12 @@ void register_memory(const void* memory, std::size_t bytes, const std::string& n
   region->locks = std::make_unique<SpinLock[]>(Region::lock_count);
   if (written)
     for (std::size_t n = 0; n < count; ++n) region->cells[n].written = true;
-  const std::lock_guard<std::mutex> guard(mutex);
+  const std::lock_guard<std::mutex> guard(registry_mutex);
   all.insert(after(region->begin), std::move(region));
 }
 
 void forget_memory(const void* memory) {
-  const std::lock_guard<std::mutex> guard(mutex);
+  const std::lock_guard<std::mutex> guard(registry_mutex);
   std::erase_if(all, [&](const std::shared_ptr<Region>& region) {
     return region->begin == reinterpret_cast<std::uintptr_t>(memory);
   });
@@ -46,7 +46,7 @@ void forget_memory(const void* memory) {
 
 void memory_is_written(const void* memory, std::size_t bytes) {
   const auto begin = reinterpret_cast<std::uintptr_t>(memory);
-  const std::lock_guard<std::mutex> guard(mutex);
+  const std::lock_guard<std::mutex> guard(registry_mutex);
   for (const std::shared_ptr<Region>& region : all) {
     const std::uintptr_t from = std::max(begin, region->begin);
     const std::uintptr_t to = std::min(begin + bytes, region->end);
@@ -58,7 +58,7 @@ void memory_is_written(const void* memory, std::size_t bytes) {
 }
 
 Regions current_regions() {
-  const std::lock_guard<std::mutex> guard(mutex);
+  const std::lock_guard<std::mutex> guard(registry_mutex);
   return all;
 }
 

@@ -1,6 +1,6 @@
-// From a CUDA step of the course to an Implementation that the harness can judge: on the GPU. Called
-// "stage." and the step's name. Tensors travel to the device and back around each call; the time
-// told is the device's own.
+// From a CUDA step of the course to an Implementation that the harness can judge: on the GPU.
+// Called "stage." and the step's name. Tensors travel to the device and back around each call; the
+// time told is the device's own.
 #pragma once
 
 #include "oracle/harness/implementation.hpp"
