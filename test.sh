@@ -93,7 +93,7 @@ run_format() {
   local status=0 version
   version=$(clang-format --version | sed 's/.*version \([0-9]*\).*/\1/')
   [ "$version" = 14 ] || echo "clang-format $version may format otherwise than 14, which we go by."
-  format_all() { sources '*.cpp' '*.hpp' | xargs clang-format --dry-run -Werror; }
+  format_all() { sources '*.cpp' '*.hpp' '*.cu' | xargs clang-format --dry-run -Werror; }
   step "Check the format" format format_all || status=$?
   count $status
   return $status

@@ -1,5 +1,5 @@
-// How much device memory a step needs beside its tensors, at several lengths, measured: bytes of its
-// workspace that it touched, and what else the device has less of while it runs. Prints JSON.
+// How much device memory a step needs beside its tensors, at several lengths, measured: bytes of
+// its workspace that it touched, and what else the device has less of while it runs. Prints JSON.
 //
 //   tilewise_gpu_memory        every CUDA step of this build
 #include "cuda/device/memory.hpp"
@@ -78,8 +78,8 @@ Measured measure(const stages::CudaStep& step, std::int64_t n) {
     require(device::status_of(cudaDeviceSynchronize(), step.name.data()));
   }
   if (measured.declared > 0) require(there.download(workspace.data()));
-  measured.touched = static_cast<std::size_t>(
-      std::count_if(workspace.begin(), workspace.end(), [](unsigned char b) { return b != pattern; }));
+  measured.touched = static_cast<std::size_t>(std::count_if(
+      workspace.begin(), workspace.end(), [](unsigned char b) { return b != pattern; }));
   return measured;
 }
 
@@ -97,8 +97,8 @@ int main() {
                         {"workspace_touched", measured.touched},
                         {"elsewhere", measured.elsewhere}});
       const double x = std::log(static_cast<double>(n));
-      const double y = std::log(static_cast<double>(
-          std::max<std::size_t>(measured.touched + measured.elsewhere, 64)));
+      const double y = std::log(
+          static_cast<double>(std::max<std::size_t>(measured.touched + measured.elsewhere, 64)));
       n_sum += x, y_sum += y, nn += x * x, ny += x * y, count += 1;
     }
     const double slope = (count * ny - n_sum * y_sum) / (count * nn - n_sum * n_sum);
