@@ -26,6 +26,7 @@ asan-ubsan|480|build test clang|address and undefined-behaviour sanitizers, with
 tsan|260|build test clang|thread sanitizer, with clang's OpenMP
 fuzz|220|build clang|libFuzzer on the C interface, the problem line and the file readers, 60 s each
 qemu|330|build test qemu|emulated processors: x86 without AVX, 64- and 32-bit ARM, RISC-V
+cuda|100|build|nvcc, where there is one: the kernels for a GPU, warnings as errors
 tour|120|build plot|./tour.sh --quick
 EOT
 }
@@ -146,6 +147,19 @@ run_qemu() {
   return $status
 }
 
+# What the kernels compute, the host's tests ask the emulator. Here they only have to compile.
+run_cuda() {
+  local status=0
+  if ! command -v nvcc >/dev/null 2>&1 && [ -z "${CUDACXX:-}" ]; then
+    echo "There is no nvcc: kernels are not compiled for a GPU."
+    skipped=$((skipped + 1))
+    return
+  fi
+  configure gpu && build gpu tilewise_gpu_stages || status=$?
+  count $status
+  return $status
+}
+
 run_tour() {
   local status=0
   step "./tour.sh --quick" tour ./tour.sh --quick || status=$?
@@ -164,6 +178,7 @@ run_label() {
     abi) run_abi ;;
     fuzz) run_fuzz ;;
     qemu) run_qemu ;;
+    cuda) run_cuda ;;
     tour) run_tour ;;
   esac
 }

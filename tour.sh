@@ -19,6 +19,9 @@ case "${1:-}" in
 esac
 
 setup build plot
-configure release
+# Kernels for a GPU are compiled where there is one to run them.
+gpu=OFF
+if command -v nvcc >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q '^GPU'; then gpu=ON; fi
+configure release -DTILEWISE_CUDA=$gpu
 build release tilewise
 exec build/release/bin/tilewise tour "$@"
