@@ -193,6 +193,14 @@ void Block::check_shared_cell(SharedCell& cell, Access what, Where where, std::u
           "orders the two",
           thread.number, verb(what), offset, cell.write_thread, line_of(cell.write_where).text());
     });
+  else if (what == Access::atomic && cell.plain_clock > 0 &&
+           !ordered(cell.plain_thread, cell.plain_clock))
+    find_once(Kind::race, where, cell.plain_where, [&] {
+      return fmt::format(
+          "thread {} {} shared memory at offset {}, which thread {} wrote at {}, not atomically; "
+          "nothing orders the two",
+          thread.number, verb(what), offset, cell.plain_thread, line_of(cell.plain_where).text());
+    });
 
   if (what == Access::read) {
     const bool alone = !cell.read || cell.read_thread == thread.number ||
@@ -236,6 +244,10 @@ void Block::check_shared_cell(SharedCell& cell, Access what, Where where, std::u
   cell.write_thread = thread.number;
   cell.write_clock = now;
   cell.write_where = where;
+  if (what == Access::atomic) return;
+  cell.plain_thread = thread.number;
+  cell.plain_clock = now;
+  cell.plain_where = where;
 }
 
 void Block::begin_flight(const void* memory, std::size_t bytes, Where where) {
@@ -317,6 +329,15 @@ void Block::check_global_cell(const Region& region, std::size_t n, Access what, 
           thread.number, number_, verb(what), region.name, n, stamped(cell.write),
           line_of(cell.write_where).text());
     });
+  else if (what == Access::atomic && !ordered(cell.plain, false))
+    find_once(Kind::race, where, cell.plain_where, [&] {
+      return fmt::format(
+          "thread {} of block {} {} {}[{}], which {} wrote at {}, not atomically; nothing orders "
+          "the "
+          "two",
+          thread.number, number_, verb(what), region.name, n, stamped(cell.plain),
+          line_of(cell.plain_where).text());
+    });
   const Stamp now{common_.number, number_, thread.clock[thread.number], thread.number, meetings_};
   if (what == Access::read) {
     const bool earlier = cell.read.launch == now.launch;
@@ -342,6 +363,9 @@ void Block::check_global_cell(const Region& region, std::size_t n, Access what, 
   cell.atomically = what == Access::atomic;
   cell.write = now;
   cell.write_where = where;
+  if (what == Access::atomic) return;
+  cell.plain = now;
+  cell.plain_where = where;
 }
 
 // ------------------------------------------------------------------------- atomics between blocks

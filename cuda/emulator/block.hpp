@@ -84,9 +84,10 @@ struct Barrier {
 
 /// Two bytes of shared memory.
 struct SharedCell {
-  Where write_where, read_where;
+  Where write_where, read_where, plain_where;
   std::uint32_t write_clock = 0, read_clock = 0;
-  std::uint16_t write_thread = 0, read_thread = 0;
+  std::uint32_t plain_clock = 0;  ///< of the last write that was not atomic; 0: there was none
+  std::uint16_t write_thread = 0, read_thread = 0, plain_thread = 0;
   std::uint32_t readers = 0;  ///< of several threads, which: 1 + an index into the block's list
   bool written = false, read = false, atomically = false;
   bool in_flight = false;  ///< an asynchronous copy is on its way here

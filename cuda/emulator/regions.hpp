@@ -24,7 +24,8 @@ struct Stamp {
 
 struct GlobalCell {
   Stamp write, read;
-  Where write_where, read_where;
+  Stamp plain;  ///< the last write that was not atomic
+  Where write_where, read_where, plain_where;
   bool written = false;       ///< by anybody, so that it can be read
   bool atomically = false;    ///< the last write was an atomic operation
   bool many_threads = false;  ///< of the reading block have read it since the write

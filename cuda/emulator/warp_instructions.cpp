@@ -184,6 +184,8 @@ void load_matrices(std::uint32_t* registers, int matrices, bool transposed, cons
 
 void multiply_accumulate(float* d, const std::uint32_t* a, const std::uint32_t* b, const float* c,
                          Operand operand, Site site) {
+  if (operand != Operand::f16 && Block::current()->options().device.compute_capability < 80)
+    refuse("mma.sync of bf16 or tf32 wants compute capability 8.0", site);
   Product product{d, a, b, c, operand};
   together("mma.sync", ~0u, &product, multiply_all, site);
   if (Block::current()->thread().lane() == 0)

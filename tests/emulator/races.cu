@@ -84,6 +84,48 @@ Ran run_count_from_zero(bool buggy) {
              {{1}, {threads}}, counted<int>(threads), std::vector<int>(threads, sum));
 }
 
+// The first thread does, which is also the first to count: what it wrote plainly stays a race.
+template <bool buggy>
+__global__ void count_from_the_first(const int* in, int* out) {
+  __shared__ int count;
+  if (threadIdx.x == 0) count = 0;  // meets: atomic_after_zero
+  if (!buggy) __syncthreads();
+  atomicAdd(&count, in[threadIdx.x]);  // bug: atomic_after_zero
+  __syncthreads();
+  out[threadIdx.x] = count;
+}
+
+Ran run_count_from_the_first(bool buggy) {
+  const int sum = static_cast<int>(threads * (threads + 1) / 2);
+  return run("count_from_the_first",
+             buggy ? count_from_the_first<true> : count_from_the_first<false>, {{1}, {threads}},
+             counted<int>(threads), std::vector<int>(threads, sum));
+}
+
+// One warp waits in a loop for a flag that the other one sets, and takes what was written before.
+template <bool buggy>
+__global__ void wait_for_flag(const int* in, int* out) {
+  __shared__ int flag, value;
+  if (threadIdx.x == 0) flag = 0;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    value = in[7];  // meets: flag_without_fence
+    if (!buggy) __threadfence_block();
+    atomicExch(&flag, 1);
+  }
+  if (threadIdx.x == 32) {
+    while (atomicAdd(&flag, 0) == 0) {
+    }
+    __threadfence_block();
+    *out = value;  // bug: flag_without_fence
+  }
+}
+
+Ran run_wait_for_flag(bool buggy) {
+  return run("wait_for_flag", buggy ? wait_for_flag<true> : wait_for_flag<false>, {{1}, {threads}},
+             counted<int>(threads), std::vector<int>{8});
+}
+
 // All count, then one reads the count as if it were his own.
 template <bool buggy>
 __global__ void count_and_read(int* counter, int* out) {
@@ -199,6 +241,8 @@ std::vector<Planted> race_bugs() {
       {"sum_without_atomics", file, Kind::race, run_sum_of_blocks},
       {"histogram_without_atomics", file, Kind::race, run_histogram},
       {"atomic_before_zero", file, Kind::race, run_count_from_zero},
+      {"atomic_after_zero", file, Kind::race, run_count_from_the_first},
+      {"flag_without_fence", file, Kind::race, run_wait_for_flag},
       {"plain_read_of_atomic", file, Kind::race, run_count_and_read},
       {"global_without_barrier", file, Kind::race, run_through_global},
       {"neighbour_block", file, Kind::race, run_neighbours},
