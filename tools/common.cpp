@@ -175,4 +175,18 @@ std::string table_text(const std::vector<std::vector<std::string>>& rows,
   return text;
 }
 
+std::string html_escaped(std::string_view text) {
+  std::string result;
+  for (const char c : text) {
+    switch (c) {
+      case '&': result += "&amp;"; break;
+      case '<': result += "&lt;"; break;
+      case '>': result += "&gt;"; break;
+      case '"': result += "&quot;"; break;
+      default: result += c;
+    }
+  }
+  return result;
+}
+
 }  // namespace tilewise::tools

@@ -57,6 +57,9 @@ std::string error_text(double error);
 /// Three significant digits.
 std::string short_text(double value);
 
+/// Text that stands in HTML as it is.
+std::string html_escaped(std::string_view text);
+
 /// To stdout, whole; and flushed.
 void print(std::string_view text);
 

@@ -19,20 +19,6 @@ using harness::OutputReport;
 using harness::State;
 using harness::Verdict;
 
-std::string escaped(std::string_view text) {
-  std::string result;
-  for (const char c : text) {
-    switch (c) {
-      case '&': result += "&amp;"; break;
-      case '<': result += "&lt;"; break;
-      case '>': result += "&gt;"; break;
-      case '"': result += "&quot;"; break;
-      default: result += c;
-    }
-  }
-  return result;
-}
-
 /// The runs on normal tensors: one an implementation.
 std::vector<const TourRun*> main_runs(const Tour& tour) {
   std::vector<const TourRun*> runs;
@@ -53,14 +39,6 @@ std::string bar(double part, const std::string& text, const char* kind) {
       "<span class=\"number\">{}</span><span class=\"track\"><span class=\"bar {}\" "
       "style=\"width:{:.1f}%\"></span></span>",
       text, kind, width);
-}
-
-const OutputReport* worst_output(const Verdict& verdict) {
-  const OutputReport* worst = nullptr;
-  for (const OutputReport& output : verdict.outputs)
-    if (output.present && (worst == nullptr || !(output.max_ratio <= worst->max_ratio)))
-      worst = &output;
-  return worst;
 }
 
 // ------------------------------------------------------------------------------------ the sections
@@ -87,17 +65,17 @@ std::string results(const Tour& tour) {
   std::string html;
   for (const TourRun& run : tour.runs) {
     const Verdict& verdict = run.verdict;
-    const OutputReport* worst = worst_output(verdict);
+    const OutputReport* worst = harness::worst_output(verdict);
     const bool timed = verdict.time.repetitions > 0, curve = !run.memory.points.empty();
     if (run.tensors == "normal")
       html += fmt::format(
           "<tr class=\"idea\"><th scope=\"rowgroup\" colspan=\"10\"><a "
           "href=\"#verdict-{0}\">{0}</a> "
           "<span>{1}</span></th></tr>\n",
-          escaped(run.implementation), escaped(run.idea));
+          html_escaped(run.implementation), html_escaped(run.idea));
     html += fmt::format(
-        "<tr><td><abbr title=\"{}\">{}</abbr></td><td>{}</td>", escaped(verdict.problem),
-        escaped(verdict.problem.substr(0, 3) + " " + run.tensors), state_badge(verdict.state));
+        "<tr><td><abbr title=\"{}\">{}</abbr></td><td>{}</td>", html_escaped(verdict.problem),
+        html_escaped(verdict.problem.substr(0, 3) + " " + run.tensors), state_badge(verdict.state));
     html += worst ? fmt::format("<td class=\"n\">{}</td><td class=\"meter\">{}</td>",
                                 error_text(worst->max_error),
                                 bar(worst->max_ratio, fmt::format("{:.2f}", worst->max_ratio),
@@ -126,7 +104,8 @@ std::string not_run(const Tour& tour) {
   std::string html = "<ul class=\"plain\">\n";
   for (const NotRun& row : tour.not_run)
     html += fmt::format("<li><b>{}</b> <span class=\"muted\">{}</span><br>{}</li>\n",
-                        escaped(row.implementation), escaped(row.idea), escaped(row.why));
+                        html_escaped(row.implementation), html_escaped(row.idea),
+                        html_escaped(row.why));
   return html + "</ul>\n";
 }
 
@@ -135,7 +114,7 @@ std::string legend(const Tour& tour) {
   int index = 0;
   for (const TourRun* run : main_runs(tour))
     html += fmt::format("<span><i style=\"background:var(--series-{})\"></i>{}</span>\n", index++,
-                        escaped(run->implementation));
+                        html_escaped(run->implementation));
   return html;
 }
 
@@ -194,7 +173,7 @@ std::string memory_table(const Tour& tour) {
       const std::string vary = kind.first;
       const double slope = kind.second;
       html += fmt::format("<tr><td>{}</td><td>{}</td>",
-                          vary == "both" ? escaped(run->implementation) : "",
+                          vary == "both" ? html_escaped(run->implementation) : "",
                           vary == "both" ? "both"
                           : vary == "q"  ? "queries"
                                          : "keys");
@@ -220,11 +199,11 @@ std::string features_table(const Tour& tour) {
   if (runs.empty()) return {};
   std::string html = "<table class=\"features\"><thead><tr><th>implementation</th>";
   for (const TourFeature& feature : runs.front()->features)
-    html += fmt::format("<th><abbr title=\"{}\">{}</abbr></th>", escaped(feature.problem),
-                        escaped(feature.name));
+    html += fmt::format("<th><abbr title=\"{}\">{}</abbr></th>", html_escaped(feature.problem),
+                        html_escaped(feature.name));
   html += "</tr></thead><tbody>\n";
   for (const TourRun* run : runs) {
-    html += fmt::format("<tr><td>{}</td>", escaped(run->implementation));
+    html += fmt::format("<tr><td>{}</td>", html_escaped(run->implementation));
     for (const TourFeature& feature : run->features) {
       const bool pass = feature.state == State::pass;
       const bool absent = feature.state == State::unsupported;
@@ -232,7 +211,7 @@ std::string features_table(const Tour& tour) {
                           pass     ? "yes"
                           : absent ? "no"
                                    : "wrong",
-                          escaped(feature.why),
+                          html_escaped(feature.why),
                           pass     ? "pass"
                           : absent ? "&middot;"
                                    : "FAIL");
@@ -253,8 +232,9 @@ std::string outputs_table(const Verdict& verdict) {
       "error</th><th>worst at</th><th class=\"n\">rows judged</th></tr></thead><tbody>\n";
   for (const OutputReport& output : verdict.outputs) {
     if (!output.present) {
-      html += fmt::format("<tr><td>{}</td><td colspan=\"6\" class=\"muted\">{}</td></tr>\n",
-                          output.name, escaped(output.why.empty() ? "not written" : output.why));
+      html +=
+          fmt::format("<tr><td>{}</td><td colspan=\"6\" class=\"muted\">{}</td></tr>\n",
+                      output.name, html_escaped(output.why.empty() ? "not written" : output.why));
       continue;
     }
     html += fmt::format(
@@ -279,13 +259,13 @@ std::string verdicts(const Tour& tour) {
     const bool first = run.tensors == "normal";
     html += fmt::format(
         "<details{}{}><summary>{} {} <span class=\"muted\">{} tensors</span></summary>\n",
-        first ? fmt::format(" id=\"verdict-{}\"", escaped(run.implementation)) : "",
-        verdict.passed() ? "" : " open", state_badge(verdict.state), escaped(run.implementation),
-        run.tensors);
-    html += fmt::format("<p>{}</p>\n<p><code>{}</code></p>\n", escaped(run.idea),
-                        escaped(verdict.problem));
+        first ? fmt::format(" id=\"verdict-{}\"", html_escaped(run.implementation)) : "",
+        verdict.passed() ? "" : " open", state_badge(verdict.state),
+        html_escaped(run.implementation), run.tensors);
+    html += fmt::format("<p>{}</p>\n<p><code>{}</code></p>\n", html_escaped(run.idea),
+                        html_escaped(verdict.problem));
     for (const std::string& reason : verdict.reasons)
-      html += fmt::format("<p class=\"reason\">{}</p>\n", escaped(reason));
+      html += fmt::format("<p class=\"reason\">{}</p>\n", html_escaped(reason));
     html += outputs_table(verdict);
     const harness::MemoryReport& memory = verdict.memory;
     const auto bytes = [](std::int64_t count) { return bytes_text(static_cast<double>(count)); };
@@ -293,8 +273,9 @@ std::string verdicts(const Tour& tour) {
     const auto entry = [&](const char* label, const std::string& text) {
       html += fmt::format("<dt>{}</dt><dd>{}</dd>\n", label, text);
     };
-    entry("judged", escaped(verdict.coverage));
-    for (const std::string& missing : verdict.not_checked) entry("not checked", escaped(missing));
+    entry("judged", html_escaped(verdict.coverage));
+    for (const std::string& missing : verdict.not_checked)
+      entry("not checked", html_escaped(missing));
     entry("repeated", fmt::format("{} further run{} compared with the first", verdict.repeats,
                                   verdict.repeats == 1 ? "" : "s"));
     entry("extra memory",
@@ -303,16 +284,16 @@ std::string verdicts(const Tour& tour) {
                             bytes(memory.total()), bytes(memory.heap_peak),
                             bytes(memory.mapped_peak), bytes(memory.stack),
                             bytes(memory.workspace_touched), bytes(memory.workspace_declared))
-              : "not measured: " + escaped(memory.why));
+              : "not measured: " + html_escaped(memory.why));
     if (verdict.time.repetitions > 0)
       entry("time", fmt::format("median {} of {} calls, {} to {}; ceiling {} GFLOP/s beside it",
                                 seconds_text(verdict.time.median), verdict.time.repetitions,
                                 seconds_text(verdict.time.fastest),
                                 seconds_text(verdict.time.slowest), short_text(run.peak_gflops)));
-    entry("run it again", fmt::format("<code>{}</code>", escaped(verdict.reproduce)));
+    entry("run it again", fmt::format("<code>{}</code>", html_escaped(verdict.reproduce)));
     html += "</dl>\n";
     if (!verdict.passed())
-      html += fmt::format("<pre>{}</pre>\n", escaped(harness::to_text(verdict)));
+      html += fmt::format("<pre>{}</pre>\n", html_escaped(harness::to_text(verdict)));
     html += "</details>\n";
   }
   return html;
@@ -335,7 +316,7 @@ std::string machine_table(const Machine& machine) {
   };
   std::string html;
   for (const auto& [label, text] : rows)
-    if (!text.empty()) html += fmt::format("<dt>{}</dt><dd>{}</dd>\n", label, escaped(text));
+    if (!text.empty()) html += fmt::format("<dt>{}</dt><dd>{}</dd>\n", label, html_escaped(text));
   return html;
 }
 
@@ -378,22 +359,22 @@ std::string filled(const std::string& page,
 
 std::string report_html(const Tour& tour) {
   const auto runs = main_runs(tour);
-  return filled(report_template,
-                {{"SERIES_LIGHT", series_colours(tour, false)},
-                 {"SERIES_DARK", series_colours(tour, true)},
-                 {"SUMMARY", summary(tour)},
-                 {"RESULTS", results(tour)},
-                 {"EMULATED", emulated_html(tour.emulated)},
-                 {"NOT_RUN", not_run(tour)},
-                 {"LEGEND", legend(tour)},
-                 {"MEMORY_PROBLEM", escaped(tour.memory_problem)},
-                 {"MEMORY_PLOTS", memory_plots(tour)},
-                 {"MEMORY_TABLE", memory_table(tour)},
-                 {"FEATURES", features_table(tour)},
-                 {"VERDICTS", verdicts(tour)},
-                 {"MACHINE", machine_table(tour.machine)},
-                 {"NORMAL_PROBLEM", runs.empty() ? "" : escaped(runs.front()->verdict.problem)},
-                 {"DATE", escaped(tour.machine.date)}});
+  return filled(report_template, {{"SERIES_LIGHT", series_colours(tour, false)},
+                                  {"SERIES_DARK", series_colours(tour, true)},
+                                  {"SUMMARY", summary(tour)},
+                                  {"RESULTS", results(tour)},
+                                  {"EMULATED", emulated_html(tour.emulated)},
+                                  {"NOT_RUN", not_run(tour)},
+                                  {"LEGEND", legend(tour)},
+                                  {"MEMORY_PROBLEM", html_escaped(tour.memory_problem)},
+                                  {"MEMORY_PLOTS", memory_plots(tour)},
+                                  {"MEMORY_TABLE", memory_table(tour)},
+                                  {"FEATURES", features_table(tour)},
+                                  {"VERDICTS", verdicts(tour)},
+                                  {"MACHINE", machine_table(tour.machine)},
+                                  {"NORMAL_PROBLEM",
+                                   runs.empty() ? "" : html_escaped(runs.front()->verdict.problem)},
+                                  {"DATE", html_escaped(tour.machine.date)}});
 }
 
 }  // namespace tilewise::tools

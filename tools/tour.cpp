@@ -152,14 +152,6 @@ class Guide {
 // ------------------------------------------------------------------------------------- on the
 // terminal
 
-const harness::OutputReport* worst_output(const harness::Verdict& verdict) {
-  const harness::OutputReport* worst = nullptr;
-  for (const harness::OutputReport& output : verdict.outputs)
-    if (output.present && (worst == nullptr || !(output.max_ratio <= worst->max_ratio)))
-      worst = &output;
-  return worst;
-}
-
 /// `text` broken at spaces to lines of 100 columns, the later ones indented.
 std::string wrapped(const std::string& text, const std::string& indent) {
   std::string result, line;
@@ -182,7 +174,7 @@ std::string results_text(const Tour& tour) {
                                               "of peak"}};
   for (const TourRun& run : tour.runs) {
     const harness::Verdict& verdict = run.verdict;
-    const harness::OutputReport* worst = worst_output(verdict);
+    const harness::OutputReport* worst = harness::worst_output(verdict);
     const bool measured = !run.memory.points.empty(), timed = verdict.time.repetitions > 0;
     const auto slope = [&](double value) {
       // A tiny negative slope is a constant, not "-0.00".

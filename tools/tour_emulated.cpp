@@ -17,18 +17,10 @@ namespace {
 using emulator::Counts;
 using emulator::Traffic;
 
-const harness::OutputReport* worst_output(const harness::Verdict& verdict) {
-  const harness::OutputReport* worst = nullptr;
-  for (const harness::OutputReport& output : verdict.outputs)
-    if (output.present && (worst == nullptr || !(output.max_ratio <= worst->max_ratio)))
-      worst = &output;
-  return worst;
-}
-
 /// What every view of a run says, as words.
 struct Row {
   explicit Row(const EmulatedRun& run) {
-    const harness::OutputReport* const worst = worst_output(run.verdict);
+    const harness::OutputReport* const worst = harness::worst_output(run.verdict);
     const Counts& counts = run.report.counts;
     const Traffic traffic = counts.total();
     verdict = std::string(harness::name_of(run.verdict.state));
@@ -59,13 +51,6 @@ std::vector<std::string> cells(const EmulatedRun& run) {
           row.formula, row.barriers, row.banks, row.mma,    row.special};
 }
 
-std::string escaped(std::string_view text) {
-  std::string result;
-  for (const char c : text)
-    result += c == '&' ? "&amp;" : c == '<' ? "&lt;" : c == '>' ? "&gt;" : std::string(1, c);
-  return result;
-}
-
 /// A block's warps from top to bottom, their own instructions from left to right: a bar each time
 /// that one loads, computes or stores a tile.
 std::string timeline(const EmulatedRun& run) {
@@ -87,8 +72,9 @@ std::string timeline(const EmulatedRun& run) {
       fmt::format("<svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"timeline of {}\">\n",
                   left + width, warps * height + 24, run.implementation);
   for (int warp = 0; warp < warps; ++warp)
-    svg += fmt::format("<text x=\"0\" y=\"{}\" class=\"axis\">warp {}</text>\n", warp * height + 15,
-                       warp);
+    svg += fmt::format(
+        "<text x=\"0\" y=\"{}\" fill=\"currentColor\" font-size=\"11\">warp {}</text>\n",
+        warp * height + 15, warp);
   for (const emulator::TraceEvent* event : events) {
     const auto name = std::find(names.begin(), names.end(), event->name) - names.begin();
     const double scale = static_cast<double>(width) / static_cast<double>(end);
@@ -97,22 +83,22 @@ std::string timeline(const EmulatedRun& run) {
         "<title>{} {}: {} to {}</title></rect>\n",
         left + static_cast<double>(event->begin) * scale, event->warp * height + 3,
         std::max(0.5, static_cast<double>(event->end - event->begin) * scale), height - 6,
-        20 + name * 300 / std::max<std::ptrdiff_t>(1, std::ssize(names)), escaped(event->name),
+        20 + name * 300 / std::max<std::ptrdiff_t>(1, std::ssize(names)), html_escaped(event->name),
         event->tile, event->begin, event->end);
   }
   std::int64_t x = left;
   for (std::size_t n = 0; n < names.size(); ++n) {
     svg += fmt::format(
         "<rect x=\"{}\" y=\"{}\" width=\"10\" height=\"10\" fill=\"hsl({} 60% 55%)\"/>"
-        "<text x=\"{}\" y=\"{}\" class=\"axis\">{}</text>\n",
+        "<text x=\"{}\" y=\"{}\" fill=\"currentColor\" font-size=\"11\">{}</text>\n",
         x, warps * height + 10, 20 + n * 300 / names.size(), x + 14, warps * height + 19,
-        escaped(names[n]));
+        html_escaped(names[n]));
     x += 40 + 8 * static_cast<std::int64_t>(names[n].size());
   }
   return fmt::format(
       "<figure><figcaption>{}: block 0, warps against the instructions that each has "
       "behind it</figcaption>\n{}</svg></figure>\n",
-      escaped(run.implementation), svg);
+      html_escaped(run.implementation), svg);
 }
 
 }  // namespace
@@ -171,13 +157,14 @@ std::string emulated_html(const std::vector<EmulatedRun>& runs) {
       "<h2>CUDA under the emulator</h2>\n<p>The same kernel sources that a GPU runs, "
       "on the CPU: counted, never timed. ";
   html += fmt::format("Problem: <code>{}</code>.</p>\n<table><thead><tr><th>step</th>",
-                      escaped(runs.front().verdict.problem));
+                      html_escaped(runs.front().verdict.problem));
   for (const char* const heading : headings) html += fmt::format("<th>{}</th>", heading);
   html += "</tr></thead><tbody>\n";
   for (const EmulatedRun& run : runs) {
-    html +=
-        fmt::format("<tr><td><b>{}</b><br>{}</td>", escaped(run.implementation), escaped(run.idea));
-    for (const std::string& cell : cells(run)) html += fmt::format("<td>{}</td>", escaped(cell));
+    html += fmt::format("<tr><td><b>{}</b><br>{}</td>", html_escaped(run.implementation),
+                        html_escaped(run.idea));
+    for (const std::string& cell : cells(run))
+      html += fmt::format("<td>{}</td>", html_escaped(cell));
     html += "</tr>\n";
   }
   html += "</tbody></table>\n";
@@ -190,7 +177,7 @@ std::string emulated_html(const std::vector<EmulatedRun>& runs) {
       html += fmt::format(
           "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></"
           "tr>\n",
-          escaped(run.implementation), escaped(name),
+          html_escaped(run.implementation), html_escaped(name),
           bytes_text(static_cast<double>(traffic.bytes_loaded)),
           bytes_text(static_cast<double>(traffic.bytes_stored)), traffic.sectors_loaded,
           traffic.sectors_stored, traffic.atomics);

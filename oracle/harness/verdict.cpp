@@ -255,6 +255,14 @@ Json to_json_value(const TimeReport& time) {
 
 }  // namespace
 
+const OutputReport* worst_output(const Verdict& verdict) {
+  const OutputReport* worst = nullptr;
+  for (const OutputReport& output : verdict.outputs)
+    if (output.present && (worst == nullptr || !(output.max_ratio <= worst->max_ratio)))
+      worst = &output;
+  return worst;
+}
+
 std::string to_text(const Verdict& verdict) {
   switch (verdict.state) {
     case State::pass: return pass_text(verdict);

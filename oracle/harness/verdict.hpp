@@ -89,6 +89,9 @@ struct Verdict {
 
 std::string_view name_of(State state);
 
+/// The output that came nearest to its bound, or is not in it; null if there is none.
+const OutputReport* worst_output(const Verdict& verdict);
+
 /// For people: a line on a pass, a page on a failure.
 std::string to_text(const Verdict& verdict);
 /// One JSON object, the same fields.
