@@ -39,7 +39,7 @@ struct Index {
 enum class State : std::uint8_t { ready, waiting, finished };
 
 struct Thread {
-  boost::context::fiber self, back;
+  boost::context::fiber self;
   State state = State::ready;
   Index index;
   std::uint16_t number = 0;
@@ -161,7 +161,6 @@ class Block {
   /// The same while the kernel's own code runs; null otherwise.
   static Block* of_kernel();
   Thread& thread() { return *running_; }
-  Thread& thread_at(unsigned number) { return threads_[number]; }
   Warp& warp() { return warps_[running_->warp()]; }
   std::int64_t size() const { return static_cast<std::int64_t>(threads_.size()); }
   const Launch& launch() const { return common_.launch; }
