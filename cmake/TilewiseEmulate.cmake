@@ -5,19 +5,20 @@ function(tilewise_emulate target)
   get_target_property(sources ${target} SOURCES)
   list(FILTER sources INCLUDE REGEX "\\.cu$")
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-    set(no_calls --param tsan-instrument-func-entry-exit=0)
+    set(hooks --param tsan-instrument-func-entry-exit=0 --param tsan-distinguish-volatile=1)
   else()
     # clang leaves out .debug_aranges, without which elfutils 0.188 finds no line.
-    # And accesses are to be the source's: no wider ones, no memset, no read left out where a write
-    # of the same place follows.
-    set(no_calls -mllvm -tsan-instrument-func-entry-exit=0 -Wno-unknown-pragmas -gdwarf-aranges
-      -fno-vectorize -fno-slp-vectorize -fno-builtin-memset -fno-builtin-memcpy
-      -fno-builtin-memmove -mllvm -tsan-instrument-read-before-write=1)
+    # And accesses are to be the source's: no wider ones, no loop made a memset or a memcpy, no read
+    # left out where a write of the same place follows.
+    set(hooks -mllvm -tsan-instrument-func-entry-exit=0 -mllvm -tsan-distinguish-volatile=1
+      -Wno-unknown-pragmas -gdwarf-aranges -fno-vectorize -fno-slp-vectorize -fno-builtin-memset
+      -fno-builtin-memmove -mllvm -disable-loop-idiom-memcpy
+      -mllvm -tsan-instrument-read-before-write=1)
   endif()
   # Hooks at every access (cuda/emulator/hooks.cpp), and lines for its reports: DWARF 4, since
   # elfutils 0.188 does not find clang's lines in DWARF 5. No multiply-adds that the source does not
   # say. The optimiser may not take accesses together.
   set_source_files_properties(${sources} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS
-    "-xc++;-O2;-gdwarf-4;-fno-omit-frame-pointer;-fsanitize=thread;-ffp-contract=off;${no_calls}")
+    "-xc++;-O2;-gdwarf-4;-fno-omit-frame-pointer;-fsanitize=thread;-ffp-contract=off;${hooks}")
   target_link_libraries(${target} PUBLIC tilewise::emulator)
 endfunction()

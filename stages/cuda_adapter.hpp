@@ -3,20 +3,25 @@
 #pragma once
 
 #include "cuda/emulator/emulator.hpp"
-#include "oracle/harness/implementation.hpp"
-#include "stages/cuda_stage.hpp"
+#include "stages/cuda_implementation.hpp"
 
 #include <memory>
 #include <vector>
 
 namespace tilewise::stages {
 
+/// What the emulator had to say of the last run. Not for several threads' runs at once.
+class Emulated {
+ public:
+  virtual ~Emulated() = default;
+  virtual const emulator::Report& report() const = 0;
+};
+
 /// Called "emulated." and the step's name. A kernel that the emulator finds fault with has failed,
 /// whatever it computed.
-class EmulatedImplementation : public harness::Implementation {
+class EmulatedImplementation : public CudaImplementation, public Emulated {
  public:
-  /// What the emulator had to say of the last run. Not for several threads' runs at once.
-  virtual const emulator::Report& report() const = 0;
+  using CudaImplementation::CudaImplementation;
 };
 
 std::unique_ptr<EmulatedImplementation> emulated_implementation_of(

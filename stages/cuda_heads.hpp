@@ -9,13 +9,10 @@
 #include <cmath>
 #include <type_traits>
 
-/// Before a loop whose array has to stay in registers: each index must be known when it is
-/// compiled. The emulator has no registers to run out of.
+/// Before a long loop, where TILEWISE_UNROLL would be too much. (platform.hpp has that one.)
 #if TILEWISE_EMULATED
-#define TILEWISE_UNROLL
 #define TILEWISE_UNROLL_4
 #else
-#define TILEWISE_UNROLL _Pragma("unroll")
 #define TILEWISE_UNROLL_4 _Pragma("unroll 4")
 #endif
 
@@ -93,5 +90,36 @@ inline device::Grid grid_of_row_blocks(const CudaArgs& args, int rows, int threa
                     static_cast<unsigned>(args.nheads_q), static_cast<unsigned>(args.batch)};
   return {blocks, {static_cast<unsigned>(threads)}, shared_bytes, stream_of(args)};
 }
+
+/// How a head's queries are spread over blocks: `rows` of them in each.
+struct RowBlocks {
+  int rows, threads;
+  std::size_t shared_bytes = 0;  ///< dynamic
+};
+
+/// Starts `kernel` with these blocks for every head; where there are no queries, nothing.
+template <class... More>
+Status launch_rows(const char* name, void (*kernel)(CudaArgs, More...), const CudaArgs& args,
+                   const RowBlocks& blocks, std::type_identity_t<More>... more) {
+  if (args.batch * args.nheads_q * args.seqlen_q == 0) return {};
+  const device::Grid grid =
+      grid_of_row_blocks(args, blocks.rows, blocks.threads, blocks.shared_bytes);
+  return device::launch(name, kernel, grid, args, more...);
+}
+
+// [snippet bytes]
+/// Bytes between HBM and the chip when a block has `rows` queries of a head. Q, O and LSE cross
+/// once. K and V cross once a row block, as far as its last row sees: ceil(N / rows) times, where
+/// 2a's single rows took N times.
+inline double bytes_of_row_blocks(const CudaArgs& args, int rows) {
+  const std::int64_t N = args.seqlen_q, d = args.head_dim;
+  std::int64_t numbers = 2 * N * d;
+  for (std::int64_t i0 = 0; i0 < N; i0 += rows)
+    numbers += keys_of_row(args, (i0 + rows < N ? i0 + rows : N) - 1) * 2 * d;
+  const auto size = static_cast<std::int64_t>(size_of(args.dtype));
+  const std::int64_t a_head = numbers * size + N * 4;  // LSE is float
+  return static_cast<double>(args.batch * args.nheads_q * a_head);
+}
+// [end bytes]
 
 }  // namespace tilewise::stages::inline TILEWISE_TARGET

@@ -54,6 +54,9 @@ struct CudaStep {
   /// Bytes between HBM and the chip, by the papers' own formula for these sizes; null: none worked
   /// out. The emulator counts them.
   double (*bytes_moved)(const CudaArgs&);
+  /// Whether dq has the same bits in every run, as all other outputs have: not if blocks add to it
+  /// in the order in which they come.
+  bool repeatable_dq = true;
 };
 
 /// Every CUDA step, in the course's order: of the emulator, and of the GPU where this build has it.

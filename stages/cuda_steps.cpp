@@ -4,8 +4,11 @@
 namespace tilewise::stages {
 
 std::span<const CudaStep> emulated_steps() {
-  static const CudaStep all[] = {emulated::thread_a_row(), emulated::paper_loops(),
-                                 emulated::warp_tiles(), emulated::fa1_backward()};
+  static const CudaStep all[] = {emulated::thread_a_row(),  emulated::paper_loops(),
+                                 emulated::warp_tiles(),    emulated::fa1_backward(),
+                                 emulated::swapped_loops(), emulated::tensor_cores(),
+                                 emulated::split_queries(), emulated::causal_blocks(),
+                                 emulated::split_keys(),    emulated::fa2_backward()};
   return all;
 }
 

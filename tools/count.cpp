@@ -56,7 +56,7 @@ std::string counts_text(const emulator::Counts& counts) {
 }  // namespace
 
 int count_command(const CountOptions& options) {
-  const harness::Table table = stages::emulated_implementations(emulator_options(options));
+  const harness::Table table = emulated_implementations(emulator_options(options));
   const auto chosen = select(table, options.implementations);
   std::string all;
   bool fine = true, any = false;
@@ -68,7 +68,7 @@ int count_command(const CountOptions& options) {
       judge.data_directory = options.data;
       const harness::Verdict verdict = harness::check(*implementation, problem, judge);
       const emulator::Report& report =
-          dynamic_cast<const stages::EmulatedImplementation&>(*implementation).report();
+          dynamic_cast<const stages::Emulated&>(*implementation).report();
       if (verdict.state != harness::State::unsupported) {
         fine = fine && verdict.passed();
         any = true;

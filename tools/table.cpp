@@ -4,6 +4,7 @@
 #include "stages/adapter.hpp"
 #if defined(TILEWISE_HAVE_CUDA)
 #include "stages/gpu/gpu_adapter.hpp"
+#include "tools/gpu/cuda_kernels.hpp"
 #endif
 #include "tests/bugs/table.hpp"
 #include "tools/capi_implementation.hpp"
@@ -29,6 +30,7 @@ harness::Table implementations() {
   append(table, library_implementations());
 #if defined(TILEWISE_HAVE_CUDA)
   append(table, stages::gpu_implementations());
+  table.push_back(cuda_kernels());
 #endif
   return table;
 }

@@ -5,6 +5,7 @@
 #include "cuda/emulator/emulator.hpp"
 #include "oracle/harness/harness.hpp"
 #include "stages/cuda_adapter.hpp"
+#include "tools/emulated_kernels.hpp"
 
 #include <fmt/core.h>
 
@@ -103,10 +104,16 @@ std::string timeline(const EmulatedRun& run) {
 
 }  // namespace
 
+harness::Table emulated_implementations(const emulator::Options& options) {
+  harness::Table table = stages::emulated_implementations(options);
+  table.push_back(emulated_kernels(options));
+  return table;
+}
+
 harness::Table emulated_implementations() {
   emulator::Options options;
   options.trace = true;
-  return stages::emulated_implementations(options);
+  return emulated_implementations(options);
 }
 
 std::string emulated_json(const EmulatedRun& run) {
@@ -114,16 +121,22 @@ std::string emulated_json(const EmulatedRun& run) {
 }
 
 EmulatedRun run_emulated(const harness::Implementation& implementation, bool quick) {
-  const bool backward = implementation.supports(parse("bwd s64 h1 d32")).ok;
-  const Problem problem = parse(fmt::format("{} s{} h{} d64 seed=1", backward ? "bwd" : "fwd",
-                                            quick ? 64 : 128, quick ? 1 : 2));
+  // Backward where there is one, in float32 where that is served, else in float16.
+  std::string text;
+  for (const char* const pass : {"bwd", "fwd"})
+    for (const char* const dtype : {"f32", "f16"}) {
+      const std::string one =
+          fmt::format("{} s{} h{} d64 {} seed=1", pass, quick ? 64 : 128, quick ? 1 : 2, dtype);
+      if (text.empty() && implementation.supports(parse(one)).ok) text = one;
+    }
+  const Problem problem = parse(text.empty() ? "fwd s64 d64" : text);
   harness::Options options;
   options.repeats = 1;
   EmulatedRun run;
   run.implementation = implementation.name();
   run.idea = implementation.idea();
   run.verdict = harness::check(implementation, problem, options);
-  run.report = dynamic_cast<const stages::EmulatedImplementation&>(implementation).report();
+  run.report = dynamic_cast<const stages::Emulated&>(implementation).report();
   return run;
 }
 

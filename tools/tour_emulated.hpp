@@ -2,7 +2,7 @@
 // its own, with its own, small sizes: an emulator's time says nothing of a GPU's.
 #pragma once
 
-#include "cuda/emulator/report.hpp"
+#include "cuda/emulator/emulator.hpp"
 #include "oracle/harness/implementation.hpp"
 #include "oracle/harness/verdict.hpp"
 
@@ -19,7 +19,9 @@ struct EmulatedRun {
 
 #if defined(TILEWISE_HAVE_EMULATOR)
 
-/// The CUDA steps, in the course's order.
+/// The CUDA steps, in the course's order, and the kernels that are shipped.
+harness::Table emulated_implementations(const emulator::Options& options);
+/// With a trace of who did what when.
 harness::Table emulated_implementations();
 
 EmulatedRun run_emulated(const harness::Implementation& implementation, bool quick);

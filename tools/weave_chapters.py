@@ -1,14 +1,17 @@
 #!/usr/bin/env python3
-"""Fills the course's pages from what they talk about: code from the compiled files, numbers from a tour.
+"""Fills the course's pages from what they talk about: code from the compiled files, a GPU's numbers
+from docs/results, all others from a tour.
 
-    python3 tools/weave_chapters.py                              the code
-    python3 tools/weave_chapters.py --tour build/tour/tour.json  the code and the numbers
+    python3 tools/weave_chapters.py                              the code, and the GPU's numbers
+    python3 tools/weave_chapters.py --tour build/tour/tour.json  the tour's numbers too
     python3 tools/weave_chapters.py --check [--tour FILE]        changes nothing; 1 if a page is stale
 
 In a page, between a pair of marks, everything is written by this program:
 
     <!-- snippet: FILE NAME -->       lines of FILE between `[snippet NAME]` and `[end NAME]`
     <!-- /snippet -->                 (FILE from the page's folder, or from the repository's)
+    <!-- gpu: 4 -->                   seconds and bytes of the steps whose names start with 4, from
+    <!-- /gpu -->                     docs/results/gpu-*.json: an H100's, if there is one
     <!-- measured: 2 -->              the tour's numbers of the steps whose names start with 2
     <!-- /measured -->
     <!-- ladder -->                   every step of the course with its idea and numbers
@@ -17,15 +20,17 @@ In a page, between a pair of marks, everything is written by this program:
                                       implementations only A and B; without names, of all
     <!-- /terminal -->
 
-Without --tour the numbers stay as they are. Python's standard library only.
+Without --tour the tour's numbers stay as they are. Python's standard library only.
 """
 
 import argparse
 import json
+import os
 import pathlib
 import re
 import sys
 import textwrap
+import typing
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/*.md", "stages/README.md", "stages/*/README.md")
@@ -247,11 +252,231 @@ def terminal(tour, names):
     return "```\n%s\n```" % "\n".join(lines)
 
 
+# ---- a GPU's numbers ----------------------------------------------------------------------------
+
+class Cell(typing.NamedTuple):
+    """What of a problem's line a table is about: equal for one problem, whoever measured it."""
+    kind: str  # fwd, bwd, or decode: forward with one query
+    dtype: str
+    batch: int
+    heads: tuple  # of queries, of keys
+    queries: int
+    keys: int
+    d: int
+    causal: bool
+
+    def flops(self):
+        """As Problem::flops counts: two for a multiply-add, none for what the mask hides."""
+        seen = [i + 1 + self.keys - self.queries if self.causal else self.keys
+                for i in range(self.queries)]
+        pairs = sum(min(max(n, 0), self.keys) for n in seen)
+        return self.batch * self.heads[0] * pairs * self.d * (14 if self.kind == "bwd" else 4)
+
+    def bytes_of_keys(self):
+        """Of K and V, each read once: what decoding waits for."""
+        size = 4 if self.dtype == "f32" else 2
+        return 2 * self.batch * self.heads[1] * self.keys * self.d * size
+
+    def heads_text(self):
+        heads = "%d" % self.heads[0]
+        if self.heads[0] != self.heads[1]:
+            heads += " over %d" % self.heads[1]
+        return ("%d x " % self.batch if self.batch > 1 else "") + heads + " heads"
+
+    def size_text(self):
+        if self.kind == "decode":
+            return "%d keys, d %d" % (self.keys, self.d)
+        lengths = ("N %d" % self.keys if self.keys == self.queries
+                   else "%d queries, %d keys" % (self.queries, self.keys))
+        return "%s, d %d%s" % (lengths, self.d, ", causal" if self.causal else "")
+
+
+def cell_of(problem):
+    """`fwd b2 sq1 sk1024 hq32 hk8 d64 f16`, `fwd s1024 h4 d64 causal`; or as older files have naive
+    attention's, all float32, pass:batch,heads,N,d,causal."""
+    short = re.fullmatch(r"(fwd|bwd):(\d+),(\d+),(\d+),(\d+),([01])", problem)
+    if short:
+        batch, heads, n, d, causal = (int(x) for x in short.groups()[1:])
+        return Cell(short.group(1), "f32", batch, (heads, heads), n, n, d, bool(causal))
+    words = problem.split()
+    size = dict(re.fullmatch(r"([a-z]+)(\d+)", word).groups() for word in words[1:]
+                if re.fullmatch(r"(b|s|sq|sk|h|hq|hk|d)\d+", word))
+    size = {"b": 1, "sq": size.get("s"), "sk": size.get("s"), "hq": size.get("h", 1),
+            "hk": size.get("h", 1), "d": None, **size}
+    try:
+        batch, queries, keys, heads_q, heads_k, d = (
+            int(size[key]) for key in ("b", "sq", "sk", "hq", "hk", "d"))
+    except TypeError:
+        raise Stale("no problem of a GPU's table: %r" % problem) from None
+    dtype = next((word for word in words if word in ("f16", "bf16")), "f32")
+    kind = "decode" if words[0] == "fwd" and queries == 1 else words[0]
+    return Cell(kind, dtype, batch, (heads_q, heads_k), queries, keys, d, "causal" in words)
+
+
+def three_digits(value):
+    if not is_number(value):
+        return "-"
+    return "%.*f" % (0 if value >= 100 else 1 if value >= 10 else 2 if value >= 0.1 else 3, value)
+
+
+def speed_text(cell, seconds):
+    """Milliseconds / TFLOP/s; of decoding, which is reading, milliseconds / GB/s."""
+    if seconds is None:
+        return "-"
+    rate = cell.bytes_of_keys() / 1e9 if cell.kind == "decode" else cell.flops() / 1e12
+    return "%s / %s" % (three_digits(1e3 * seconds), three_digits(rate / seconds))
+
+
+def seconds_of_steps(benchmark):
+    """{cell: {"3a": seconds, ...}}, in the order in which they were measured."""
+    cells = {}
+    for row in benchmark.get("rows") or []:
+        step = step_of(row["implementation"])
+        if step:
+            cells.setdefault(cell_of(row["problem"]), {})[step.split("_")[0]] = row["seconds"]
+    return cells
+
+
+def seconds_of_peer(benchmark, name):
+    return {cell_of(row["problem"]): get(row, "seconds", "median")
+            for row in get(benchmark, name, "rows") or []}
+
+
+def speed_table(cells, chapter, naive, flash):
+    """Of problems of one kind and dtype: a row each, a column each step of the chapter. Before them
+    naive attention and the step that the first of them comes after; behind them PyTorch's flash
+    backend. In 16 bits, each step's speed over the step before it."""
+    all_steps = sorted({step for cell in cells.values() for step in cell})
+    steps = [step for step in all_steps if step.startswith(chapter)]
+    earlier = [step for step in all_steps if step < steps[0]][-1:]
+    kind, dtype = next(iter(cells))[:2]
+    one_size = len({cell.heads_text() for cell in cells}) == 1
+    head = ["%s, %s%s: ms / %s" % (
+        kind, dtype, ", " + next(iter(cells)).heads_text() if one_size else "",
+        "GB/s of K and V" if kind == "decode" else "TFLOP/s")]
+    ratios = dtype != "f32" and len(earlier + steps) > 1
+    head[0] += " / times as fast as the step before" if ratios else ""
+    with_naive = any(cell in naive for cell in cells)
+    with_flash = any(cell in flash for cell in cells)
+    head += ["naive"] * with_naive + earlier + steps
+    head += ["PyTorch's flash", "%s, times as fast" % steps[-1]] * with_flash
+    rows = []
+    for cell, seconds in cells.items():
+        row = [cell.size_text() + ("" if one_size else ", " + cell.heads_text())]
+        row += [speed_text(cell, naive.get(cell))] * with_naive
+        for before, step in zip([None, *(earlier + steps)], earlier + steps):
+            text = speed_text(cell, seconds.get(step))
+            if ratios and step in seconds:
+                over = seconds[before] / seconds[step] if before in seconds else None
+                text += " / " + plain(over)
+            row.append(text)
+        if with_flash:
+            of_flash, of_last = flash.get(cell), seconds.get(steps[-1])
+            row += [speed_text(cell, of_flash), plain(of_flash / of_last if of_flash and of_last
+                                                      else None)]
+        rows.append(row)
+    return table(head, rows)
+
+
+def table_of_steps(title, columns, records):
+    """A row each step, a column each of (heading, text of a record) that any step has."""
+    def text(make, record):
+        try:
+            return make(record)
+        except (KeyError, TypeError, ZeroDivisionError):  # not measured
+            return "-"
+
+    rows = []
+    for step, record in sorted(records.items()):
+        cell = cell_of(record["problem"])
+        rows.append(["%s: %s %s, %s" % (step.split("_")[0], cell.kind, cell.size_text(),
+                                        cell.heads_text())]
+                    + [text(make, record) for _, make in columns])
+    there = [n + 1 for n in range(len(columns)) if any(row[n + 1] != "-" for row in rows)]
+    return table([title] + [columns[n - 1][0] for n in there],
+                 [[row[0]] + [row[n] for n in there] for row in rows])
+
+
+def traffic_table(records):
+    """Of one call of each step: bytes by the formula, and as ncu counted them."""
+    def megabytes(*names):
+        return lambda record: "%.1f" % (sum(record[name] for name in names) / 1e6)
+
+    return table_of_steps("one call, in MB", [
+        ("by the formula", megabytes("formula_bytes")),
+        ("asked of the second-level cache", megabytes("l2_bytes_read", "l2_bytes_written")),
+        ("read from HBM", megabytes("hbm_bytes_read"))], records)
+
+
+def busy_table(records):
+    """Of a call that fills the GPU: what it keeps busy."""
+    def percent_of(name):
+        return lambda record: "%.0f %%" % record[name]
+
+    return table_of_steps("busy, of a call that fills the GPU", [
+        ("multiprocessors", percent_of("sm_percent")),
+        ("tensor cores", percent_of("tensor_percent")),
+        ("HBM", percent_of("hbm_percent")),
+        ("passes over the banks, of the fewest that would do",
+         lambda record: plain(record["shared_passes"] / record["shared_least_passes"]))], records)
+
+
+def peers_text(benchmark):
+    """Who the peers are, or why they are not there."""
+    texts = []
+    for name, what in (("naive", "naive is PyTorch %s's `math` backend without TF32"),
+                       ("flash", "PyTorch's flash is %s's, by `scaled_dot_product_attention`")):
+        peer = benchmark.get(name)
+        if get(peer, "rows"):
+            texts.append(what % peer["torch"])
+        elif peer:
+            texts.append("no %s: %s" % (name, peer.get("why", "not measured")))
+    return "; ".join(texts)
+
+
+def gpu_results():
+    paths = sorted((ROOT / "docs" / "results").glob("gpu-*.json"))
+    if not paths:
+        raise Stale("there is no docs/results/gpu-*.json")
+    path = next((path for path in paths if "h100" in path.name), paths[0])
+    return path, json.loads(path.read_text(encoding="utf-8"))
+
+
+def on_gpu(results, link, chapter):
+    """A chapter's tables: speed, one for each kind of problem and dtype; bytes; what is busy."""
+    benchmark = results.get("benchmark") or {}
+    cells = {cell: seconds for cell, seconds in seconds_of_steps(benchmark).items()
+             if any(step.startswith(chapter) for step in seconds)}
+    naive, flash = (seconds_of_peer(benchmark, name) for name in ("naive", "flash"))
+    groups = {}
+    for cell, seconds in cells.items():
+        groups.setdefault((cell.kind, cell.dtype), {})[cell] = seconds
+    texts = [speed_table(group, chapter, naive, flash) for group in groups.values()]
+    traffic = {step: row for step, row in (results.get("traffic") or {}).items()
+               if step.startswith(chapter) and "problem" in row}
+    if traffic:
+        texts.append(traffic_table(traffic))
+    busy = {step: row["busy"] for step, row in traffic.items() if "busy" in row}
+    if busy:
+        texts.append(busy_table(busy))
+    if not texts:
+        return "Not measured on a GPU yet."
+    parts = [get(results, "machine", "name") or "an unknown GPU"]
+    date = get(results, "dates", "benchmark" + chapter) or get(results, "machine", "date")
+    parts[0] += ", " + date if date else ""
+    if cells and peers_text(benchmark):
+        parts.append(peers_text(benchmark))
+    texts.append("\n".join(textwrap.wrap(
+        "%s. All of it, with memory and conformance, is in [docs/results](%s)."
+        % ("; ".join(parts), link), 100, break_long_words=False, break_on_hyphens=False)))
+    return "\n\n".join(texts)
+
+
 # ---- pages --------------------------------------------------------------------------------------
 
-MARK = re.compile(r"^<!-- (snippet|measured|ladder|terminal)(?:: ([^>]*?))? -->[ \t]*\n(.*?)^<!-- /\1 -->[ \t]*$",
+MARK = re.compile(r"^<!-- (snippet|gpu|measured|ladder|terminal)(?:: ([^>]*?))? -->[ \t]*\n(.*?)^<!-- /\1 -->[ \t]*$",
                   re.MULTILINE | re.DOTALL)
-OPENING = re.compile(r"^<!-- (snippet|measured|ladder|terminal)\b", re.MULTILINE)
+OPENING = re.compile(r"^<!-- (snippet|gpu|measured|ladder|terminal)\b", re.MULTILINE)
 
 
 def woven(page, text, tour):
@@ -262,6 +487,9 @@ def woven(page, text, tour):
             raise Stale("the mark `%s %s` is not closed" % (kind, argument))
         if kind == "snippet":
             new = code_block(page, argument)
+        elif kind == "gpu":
+            path, results = gpu_results()
+            new = "\n%s\n" % on_gpu(results, os.path.relpath(path, page.parent), argument)
         elif tour is None:
             return hit.group(0)
         elif kind == "measured":
@@ -304,7 +532,7 @@ def main():
         try:
             text = page.read_text(encoding="utf-8")
             new = woven(page, text, tour)
-        except (OSError, Stale) as error:
+        except (OSError, ValueError, Stale) as error:
             print("%s: %s" % (name, error), file=sys.stderr)
             return 2
         if new == text:

@@ -48,4 +48,26 @@ __device__ __forceinline__ void store_lse(const OfRows& lse, float* to, int rows
     if (mine.row + 8 * row < rows) to[mine.row + 8 * row] = lse.row[row];
 }
 
+/// rowsum(dO o O), which backward calls D: O in registers, row 0 of dO at `from`, even `columns`.
+/// 0 for rows that are not there. All four lanes of a quad have it.
+template <class T, int Columns>
+__device__ __forceinline__ OfRows row_dots(const WarpTile<Columns>& o, const T* from,
+                                           std::int64_t row_stride, int rows, int columns,
+                                           Site site = Site::current()) {
+  const Position mine = accumulator_at(lane_index(), 0);
+  OfRows sums = {};
+  TILEWISE_UNROLL
+  for (int row = 0; row < 2; ++row) {
+    const T* const at = from + (mine.row + 8 * row) * row_stride + mine.column;
+    TILEWISE_UNROLL
+    for (int n = 0; n < o.pieces; ++n) {
+      const bool inside = mine.row + 8 * row < rows && 8 * n + mine.column < columns;
+      const float2 two = unpack<T>(load_vector_if<std::uint32_t>(inside, at + 8 * n, site));
+      sums.row[row] += two.x * o.piece[n].of_row(row, 0) + two.y * o.piece[n].of_row(row, 1);
+    }
+    sums.row[row] = quad_sum(sums.row[row]);
+  }
+  return sums;
+}
+
 }  // namespace tilewise::device::inline TILEWISE_TARGET

@@ -44,6 +44,14 @@ __device__ __forceinline__ void rescale(WarpTile<Columns>& o, const OfRows& fact
       for (int n = 0; n < 2; ++n) piece.of_row(row, n) *= factor.row[row];
 }
 
+/// The same where a factor is not 1. The maximum of most rows is met in their first tiles: after
+/// these, most warps have nothing to multiply. The bits are the same: 1 x is x.
+template <int Columns>
+__device__ __forceinline__ void rescale_if_grown(WarpTile<Columns>& o, const OfRows& factor) {
+  const bool grown = factor.row[0] != 1 || factor.row[1] != 1;
+  if (__any_sync(~0u, grown)) rescale(o, factor);
+}
+
 struct OnlineSoftmax {
   float m[2] = {-INFINITY, -INFINITY};  ///< times c
   float l[2] = {0, 0};                  ///< of the lane's own columns: added up at the end, once

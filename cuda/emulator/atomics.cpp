@@ -2,6 +2,7 @@
 #include "cuda/emulator/services.hpp"
 
 #include <atomic>
+#include <cstring>
 
 namespace tilewise::emulator {
 namespace {
@@ -11,16 +12,19 @@ T changed(T* at, T value, T (*function)(T, T), Site site) {
   note_atomic(at, sizeof(T), site);
   std::atomic_ref<T> there(*at);
   T before = there.load();
-  while (!there.compare_exchange_weak(before, function(before, value))) {
-  }
+  T after = function(before, value);
+  while (!there.compare_exchange_weak(before, after)) after = function(before, value);
+  note_outcome(at, std::memcmp(&before, &after, sizeof(T)) != 0, site);
   return before;
 }
 
 template <class T>
 T swapped(T* at, T expected, T value, Site site) {
   note_atomic(at, sizeof(T), site);
-  std::atomic_ref<T>(*at).compare_exchange_strong(expected, value);
-  return expected;
+  T before = expected;
+  const bool swaps = std::atomic_ref<T>(*at).compare_exchange_strong(before, value);
+  note_outcome(at, swaps && expected != value, site);
+  return before;
 }
 
 }  // namespace

@@ -52,7 +52,7 @@ void Block::barrier(unsigned id, std::int64_t expected, bool waits, Where where)
 
   ++report.counts.barriers;
   if (expected == size()) {
-    ++meetings_;
+    if (barrier.only_arrived.empty()) all_have_met();
     for (Warp& warp : warps_) flush(warp);
   }
   const Clock joined = barrier.joined;
@@ -148,7 +148,9 @@ void Block::sync_warp(unsigned mask, Where where) {
           thread.clock = joined;
           ++thread.clock[thread.number];
         }
-        ++Block::current()->report.counts.warp_syncs;
+        Block& block = *Block::current();
+        ++block.report.counts.warp_syncs;
+        if (std::popcount(lanes) == block.size()) block.all_have_met();
       },
       where);
 }

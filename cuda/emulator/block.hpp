@@ -7,15 +7,19 @@
 // clock_t[u] >= c.
 #pragma once
 
+#include "access_sets.hpp"
 #include "async_copies.hpp"
 #include "emulator.hpp"
 #include "lines.hpp"
 #include "regions.hpp"
 #include "requests.hpp"
 #include "site.hpp"
+#include "standstill.hpp"
+#include "program.hpp"
 
 #include <boost/context/fiber.hpp>
 
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -26,8 +30,6 @@
 #include <vector>
 
 namespace tilewise::emulator {
-
-using Clock = std::vector<std::uint32_t>;  ///< a number for each thread of the block
 
 /// What another block's threads had done when a thread of it let go of an atomic variable.
 using Foreign = std::map<std::uint32_t, std::shared_ptr<const Clock>>;
@@ -53,6 +55,10 @@ struct Thread {
   const char* waits_for = "";
   Where waits_at;
   unsigned waits_mask = 0;  ///< of a warp's lanes, or a barrier's number
+  /// What it read last, or looked at atomically: in a loop that waits, what it waits for.
+  std::uintptr_t looks_at = 0;
+  Where looks_from;
+  std::uint32_t looks = 0;  ///< plain ones in a row, from the same line
 
   unsigned lane() const { return number % 32u; }
   unsigned warp() const { return number / 32u; }
@@ -82,21 +88,23 @@ struct Barrier {
   std::int64_t ticks = 0;
 };
 
-/// Two bytes of shared memory.
+/// Two bytes of shared memory, or one.
 struct SharedCell {
-  Where write_where, read_where, plain_where;
-  std::uint32_t write_clock = 0, read_clock = 0;
-  std::uint32_t plain_clock = 0;  ///< of the last write that was not atomic; 0: there was none
-  std::uint16_t write_thread = 0, read_thread = 0, plain_thread = 0;
-  std::uint32_t readers = 0;  ///< of several threads, which: 1 + an index into the block's list
-  bool written = false, read = false, atomically = false;
+  Where write_where;
+  std::uint32_t write_clock = 0;  ///< of the last write that was not atomic; 0: there was none
+  std::uint16_t write_thread = 0;
+  bool written = false;
   bool in_flight = false;  ///< an asynchronous copy is on its way here
+  bool split = false;      ///< single bytes have been accessed: this is the first of the two
+  bool counted = false;    ///< of a static variable that has been used
+  AccessSets::Held reads, changes;  ///< since then; `changes` are atomic
 };
 
 /// Shared memory: the dynamic part, or the static variables of a module.
 struct SharedRange {
   std::uintptr_t begin = 0, end = 0;
   std::vector<SharedCell> cells;
+  std::vector<SharedCell> second_bytes;  ///< of the cells that are split; empty if none is
 };
 
 /// Memory for the stacks of a block's threads, one block after another's.
@@ -138,6 +146,9 @@ class NotTheKernel {
   bool before_;
 };
 
+/// How often in a row a thread may do nothing but read one place before others get to run.
+constexpr std::uint32_t same_read_in_a_row = 1024;
+
 class Block {
  public:
   /// What blocks of a launch have in common.
@@ -147,6 +158,8 @@ class Block {
     Regions regions;
     std::uint32_t number = 0;  ///< of the launch
     mutable Variables variables;
+    mutable Standstill standstill;
+    mutable std::atomic<bool> stop = false;  ///< something was found: no block begins any more
   };
 
   Block(const Common& common, std::uint32_t number, Stacks& stacks);
@@ -176,14 +189,24 @@ class Block {
   void let_others_go_on();
   [[noreturn]] void give_up();  ///< the running thread cannot go on, so nor can the block
 
+  // standstill.cpp
+  /// The running thread has looked at memory that somebody may change, and changed nothing. If that
+  /// is all that threads have done for too long, the block ends.
+  void looked(const void* memory, Where where);
+  /// Something was changed, which others may have waited for.
+  void changed() { has_changed_ = true; }
+
   // barriers.cpp
   void barrier(unsigned id, std::int64_t expected, bool waits, Where where);
   void meet(const char* name, unsigned mask, void* operand, WarpFunction function, Where where);
   void sync_warp(unsigned mask, Where where);
+  void all_have_met() { sets_.forget(); }
 
-  // accesses.cpp
+  // accesses.cpp, shared_accesses.cpp, global_accesses.cpp
   enum class Access : std::uint8_t { read, write, atomic };
   void access(const void* memory, std::size_t bytes, Access what, Where where);
+  /// A read that says that others may write there, as of volatile memory: they get to run.
+  void look(const void* memory, std::size_t bytes, Where where);
   /// The bytes are to come: nobody may look at them.
   void begin_flight(const void* memory, std::size_t bytes, Where where);
   void end_flight(const void* memory, std::size_t bytes);
@@ -212,6 +235,8 @@ class Block {
   void start_fibers(Stacks& stacks);
   void count(const Request& request, const Requests::Kind& kind);
   void report_deadlock();
+  void has_gone_on();
+  std::string named(std::uintptr_t address);
   void join(Clock& to, const Clock& from) const;
   SharedRange* shared_range(std::uintptr_t address);
   Region* region_of(std::uintptr_t address);
@@ -219,19 +244,23 @@ class Block {
   bool is_readable(std::uintptr_t address, std::size_t bytes);
   [[noreturn]] void refuse_outside(std::uintptr_t address, std::size_t bytes, Access what,
                                    Where where);
+  const StaticVariable* variable_before(std::uintptr_t address) const;
+  void use_static(std::uintptr_t address, Access what, Where where);
   void access_shared(SharedRange& range, std::uintptr_t address, std::size_t bytes, Access what,
                      Where where);
   void access_global(Region& region, std::uintptr_t address, std::size_t bytes, Access what,
                      Where where);
-  void check_shared_cell(SharedCell& cell, Access what, Where where, std::uintptr_t offset);
+  template <class Function>
+  void for_cells(SharedRange& range, std::uintptr_t address, std::size_t bytes,
+                 const Function& function);
+  void check_shared_cell(SharedCell& cell, Access what, Where where, std::uintptr_t address);
   void check_global_cell(const Region& region, std::size_t n, Access what, Where where);
   bool ordered(std::uint16_t thread, std::uint32_t clock) const {
     return running_->clock[thread] >= clock;
   }
-  bool ordered(const Stamp& stamp, bool many_threads) const;
-  std::uint32_t* readers_of(const SharedCell& cell) {
-    return &readers_[(cell.readers - 1) * threads_.size()];
-  }
+  bool ordered(const Stamp& stamp) const;
+  Stamp unordered(const Uses& uses) const;
+  void add_to(Uses& uses, const Stamp& now);
 
   const Common& common_;
   std::uint32_t number_;
@@ -245,11 +274,17 @@ class Block {
   boost::context::fiber scheduler_;
   Thread* running_ = nullptr;
   Barrier barriers_[16];
-  std::uint32_t meetings_ = 0;  ///< of all threads of the block
-  std::vector<char> shared_;    ///< with room to align it
+  AccessSets sets_;           ///< of accesses since all of the block met
+  std::vector<char> shared_;  ///< with room to align it
   SharedRange dynamic_, statics_;
-  std::uintptr_t program_begin_ = 0, program_end_ = 0;  ///< constants that have been read
-  std::vector<std::uint32_t> readers_;
+  Part program_;                                ///< constants that have been read
+  const StaticVariables* variables_ = nullptr;  ///< in statics_; null: nobody knows
+  std::uintptr_t variables_begin_ = 0;
+  std::size_t static_bytes_ = 0;  ///< of those that have been used
+  bool has_changed_ = false;      ///< something, the running thread
+  std::int64_t looks_ = 0;        ///< of all threads, since somebody changed something
+  bool watches_ = false, is_stuck_ = false;
+  std::uint64_t changes_seen_ = 0;  ///< of all blocks
   Region* last_region_ = nullptr;
   struct Found {
     Kind kind;
@@ -259,5 +294,7 @@ class Block {
   std::vector<Found> found_;
   std::mt19937_64 random_;
 };
+
+const char* verb(Block::Access what);  ///< "reads"
 
 }  // namespace tilewise::emulator

@@ -8,6 +8,7 @@ void Block::count_request(Where where, Requests::Memory memory, const Region* re
   // known of it alone.
   constexpr std::size_t far_ahead = 1024;
   const Thread& thread = *running_;
+  if (thread.looks >= same_read_in_a_row) return;  // waits in a loop, and has been counted enough
   const std::int64_t present = std::min<std::int64_t>(size() - thread.warp() * 32, 32);
   const std::uint32_t lanes = present == 32 ? ~0u : (1u << present) - 1;
   const Requests::Kind kind{where, memory, region, bytes};
@@ -37,6 +38,8 @@ void Block::finish() {
   for (Warp& warp : warps_) flush(warp);
   ++report.counts.blocks;
   report.counts.threads += size();
+  report.counts.most_shared_bytes =
+      static_cast<std::int64_t>(launch().shared_bytes + static_bytes_);
 }
 
 }  // namespace tilewise::emulator

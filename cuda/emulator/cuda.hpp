@@ -16,6 +16,22 @@
 #include <cstdint>
 #include <cstring>
 
+// Compilers call memcpy for a copy of a struct, and kernels may themselves. With the emulator's
+// hooks (hooks.cpp), all that is compiled together with a kernel calls those instead.
+#if defined(__SANITIZE_THREAD__)
+#define TILEWISE_HOOKED 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define TILEWISE_HOOKED 1
+#endif
+#endif
+#if defined(TILEWISE_HOOKED)
+asm("memcpy = __tsan_memcpy");
+asm("memmove = __tsan_memmove");
+asm("memset = __tsan_memset");
+#undef TILEWISE_HOOKED
+#endif
+
 // The names are CUDA's.
 // NOLINTBEGIN(readability-identifier-naming,bugprone-reserved-identifier)
 

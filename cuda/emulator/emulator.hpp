@@ -36,6 +36,9 @@ struct Options {
   int threads = 0;  ///< of the host, blocks side by side; 0: all of them
   bool trace = false;
   int most_findings = 20;  ///< of different lines; a launch ends at as many
+  /// Rounds in which all threads that can go on only look at memory, in loops, and nobody changes
+  /// any; after as many it is a deadlock.
+  int patience = 10'000;
 };
 
 /// While it lives, kernels launched by this thread of the host run by these options, and what there

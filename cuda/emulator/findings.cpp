@@ -14,7 +14,7 @@ void Block::find(Kind kind, Where where, Where other, const std::string& text) {
   }
   found_.push_back({kind, where, other, report.findings.size()});
   report.findings.push_back({kind, launch().name, line.text() + ": " + text, line, earlier, 1});
-  if (static_cast<int>(report.findings.size()) >= options().most_findings) give_up();
+  if (!given_up_ && static_cast<int>(report.findings.size()) >= options().most_findings) give_up();
 }
 
 bool Block::found_again(Kind kind, Where where, Where other) {

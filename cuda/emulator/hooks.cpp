@@ -2,8 +2,8 @@
 // memory. The thread sanitizer's own library is not linked: these are the calls. So pointers in
 // kernels stay plain pointers, and the return address says which line it was.
 //
-// What is not seen: memcpy and memset (kernels do not call them), and accesses that a compiler
-// makes registers of.
+// What is not seen: accesses that a compiler makes registers of, and a memcpy or memset that g++
+// makes moves of.
 #include "cuda/emulator/block.hpp"
 
 #include <cstring>
@@ -17,6 +17,22 @@ inline void note(const void* address, std::size_t bytes, Block::Access what,
                  const void* instruction) {
   if (Block* const block = Block::of_kernel())
     block->access(address, bytes, what, Where(instruction));
+}
+
+/// Bytes without a type, as words: what a GPU would move at least, and mostly what they are of.
+inline void note_bytes(const void* memory, std::size_t bytes, Block::Access what,
+                       const void* instruction) {
+  const auto begin = reinterpret_cast<std::uintptr_t>(memory);
+  for (std::uintptr_t at = begin; at < begin + bytes;) {
+    std::size_t width = 4;
+    while (at % width != 0 || at + width > begin + bytes) width /= 2;
+    note(reinterpret_cast<const void*>(at), width, what, instruction);
+    at += width;
+  }
+}
+
+inline void note_look(const void* address, std::size_t bytes, const void* instruction) {
+  if (Block* const block = Block::of_kernel()) block->look(address, bytes, Where(instruction));
 }
 
 }  // namespace
@@ -44,6 +60,18 @@ void __tsan_vptr_read(void**) {}
   void __tsan_unaligned_write##bytes(void* address) {                        \
     note(address, bytes, Block::Access::write, __builtin_return_address(0)); \
   }                                                                          \
+  void __tsan_volatile_read##bytes(void* address) {                          \
+    note_look(address, bytes, __builtin_return_address(0));                  \
+  }                                                                          \
+  void __tsan_volatile_write##bytes(void* address) {                         \
+    note(address, bytes, Block::Access::write, __builtin_return_address(0)); \
+  }                                                                          \
+  void __tsan_unaligned_volatile_read##bytes(void* address) {                \
+    note_look(address, bytes, __builtin_return_address(0));                  \
+  }                                                                          \
+  void __tsan_unaligned_volatile_write##bytes(void* address) {               \
+    note(address, bytes, Block::Access::write, __builtin_return_address(0)); \
+  }                                                                          \
   void __tsan_read_write##bytes(void* address) {                             \
     note(address, bytes, Block::Access::read, __builtin_return_address(0));  \
     note(address, bytes, Block::Access::write, __builtin_return_address(0)); \
@@ -56,32 +84,26 @@ TILEWISE_HOOKS(16)
 #undef TILEWISE_HOOKS
 
 void __tsan_read_range(void* address, std::size_t bytes) {
-  for (std::size_t n = 0; n < bytes; ++n)
-    note(static_cast<char*>(address) + n, 1, Block::Access::read, __builtin_return_address(0));
+  note_bytes(address, bytes, Block::Access::read, __builtin_return_address(0));
 }
 void __tsan_write_range(void* address, std::size_t bytes) {
-  for (std::size_t n = 0; n < bytes; ++n)
-    note(static_cast<char*>(address) + n, 1, Block::Access::write, __builtin_return_address(0));
+  note_bytes(address, bytes, Block::Access::write, __builtin_return_address(0));
 }
 
+// cuda.hpp sends the calls of memcpy and its like here.
 void* __tsan_memcpy(void* to, const void* from, std::size_t bytes) {
-  for (std::size_t n = 0; n < bytes; ++n) {
-    note(static_cast<const char*>(from) + n, 1, Block::Access::read, __builtin_return_address(0));
-    note(static_cast<char*>(to) + n, 1, Block::Access::write, __builtin_return_address(0));
-  }
+  note_bytes(from, bytes, Block::Access::read, __builtin_return_address(0));
+  note_bytes(to, bytes, Block::Access::write, __builtin_return_address(0));
   return std::memcpy(to, from, bytes);
 }
-void* __tsan_memset(void* to, int value, std::size_t bytes) {
-  for (std::size_t n = 0; n < bytes; ++n)
-    note(static_cast<char*>(to) + n, 1, Block::Access::write, __builtin_return_address(0));
-  return std::memset(to, value, bytes);
-}
 void* __tsan_memmove(void* to, const void* from, std::size_t bytes) {
-  for (std::size_t n = 0; n < bytes; ++n) {
-    note(static_cast<const char*>(from) + n, 1, Block::Access::read, __builtin_return_address(0));
-    note(static_cast<char*>(to) + n, 1, Block::Access::write, __builtin_return_address(0));
-  }
+  note_bytes(from, bytes, Block::Access::read, __builtin_return_address(0));
+  note_bytes(to, bytes, Block::Access::write, __builtin_return_address(0));
   return std::memmove(to, from, bytes);
+}
+void* __tsan_memset(void* to, int value, std::size_t bytes) {
+  note_bytes(to, bytes, Block::Access::write, __builtin_return_address(0));
+  return std::memset(to, value, bytes);
 }
 
 // Atomics of the host's code in the same file: static initialisation, reference counts.

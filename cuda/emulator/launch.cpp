@@ -72,7 +72,7 @@ bool run(const Launch& launch, const Options& options, Report& report) {
     report.findings.push_back({Kind::bad_launch, launch.name, why, {}, {}, 1});
     return false;
   }
-  const Block::Common common{launch, options, current_regions(), ++launches, {}};
+  const Block::Common common{launch, options, current_regions(), ++launches, {}, {}};
   const std::int64_t blocks = launch.grid.count();
   std::atomic<std::int64_t> next{0};
   // Blocks may run in any order: the seed says which comes first, and how far apart neighbours are.
@@ -81,7 +81,6 @@ bool run(const Launch& launch, const Options& options, Report& report) {
   std::int64_t stride = 1;
   while (options.seed != 1 && (stride == 1 || std::gcd(stride, blocks) != 1))
     stride = 2 + static_cast<std::int64_t>(random() % 1000003u);
-  std::atomic<bool> stop{false};
   std::mutex mutex;
   Report all;
   const auto work = [&] {
@@ -90,15 +89,16 @@ bool run(const Launch& launch, const Options& options, Report& report) {
     std::unordered_map<std::uint64_t, Banks> banks_at;
     for (;;) {
       const std::int64_t turn = next++;
-      if (turn >= blocks || stop) break;
+      if (turn >= blocks || common.stop) break;
       const std::int64_t number =
           options.seed == 1 ? turn : (first + turn % blocks * (stride % blocks)) % blocks;
       Block block(common, static_cast<std::uint32_t>(number), stacks);
       block.run();
       mine += std::move(block.report);
       for (const auto& [bits, banks] : block.banks_at) banks_at[bits] += banks;
-      if (!mine.clean()) stop = true;
+      if (!mine.clean()) common.stop = true;
     }
+    common.standstill.host_ends();
     resolve_lines(mine, banks_at);
     const std::lock_guard<std::mutex> guard(mutex);
     all += std::move(mine);
@@ -106,12 +106,12 @@ bool run(const Launch& launch, const Options& options, Report& report) {
   const int wanted =
       options.threads > 0 ? options.threads : static_cast<int>(std::thread::hardware_concurrency());
   const auto workers = static_cast<int>(std::clamp<std::int64_t>(blocks, 1, std::max(wanted, 1)));
+  common.standstill.begin(workers);
   std::vector<std::thread> others;
   for (int n = 1; n < workers; ++n) others.emplace_back(work);
   work();
   for (std::thread& other : others) other.join();
   all.counts.launches = 1;
-  all.counts.most_shared_bytes = static_cast<std::int64_t>(launch.shared_bytes);
   const bool clean = all.clean();
   report += std::move(all);
   return clean;

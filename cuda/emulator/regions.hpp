@@ -1,6 +1,8 @@
-// Global memory, known by ranges, and its shadow: for each element who wrote and who read it last.
+// Global memory, known by ranges, and its shadow: for each element who wrote it, and who has read
+// it since.
 #pragma once
 
+#include "access_sets.hpp"
 #include "site.hpp"
 
 #include <atomic>
@@ -12,24 +14,27 @@
 
 namespace tilewise::emulator {
 
-/// A launch, a block of it, and a thread of that at a point of its own time.
+/// A thread of a block of a launch, at a point of its own time.
 struct Stamp {
+  Where where;
   std::uint32_t launch = 0;  ///< 0: nobody, or the host
   std::uint32_t block = 0;
   std::uint32_t clock = 0;
   std::uint16_t thread = 0;
-  /// How many times all of the block had met: what orders reads of which only the last is known.
-  std::uint32_t meetings = 0;
+};
+
+/// Reads of an element, or atomic operations, since it was last written. Of one block all are
+/// known, as long as no other one comes between; of several blocks the last of two.
+struct Uses {
+  Stamp last;
+  Stamp elsewhere;       ///< the last one that was of another block than `last`
+  AccessSets::Held all;  ///< of last.block
 };
 
 struct GlobalCell {
-  Stamp write, read;
-  Stamp plain;  ///< the last write that was not atomic
-  Where write_where, read_where, plain_where;
-  bool written = false;       ///< by anybody, so that it can be read
-  bool atomically = false;    ///< the last write was an atomic operation
-  bool many_threads = false;  ///< of the reading block have read it since the write
-  bool many_blocks = false;   ///< have read it in this launch since the write
+  Stamp write;           ///< that was not atomic
+  Uses reads, changes;   ///< since; `changes` are atomic
+  bool written = false;  ///< by anybody, so that it can be read
 };
 
 /// A few cells of a region share a lock.

@@ -30,6 +30,10 @@ struct Piece {
   void deallocate(boost::context::stack_context&) {}
 };
 
+Where where_it_waits(const Thread& thread) {
+  return thread.state == State::waiting ? thread.waits_at : thread.looks_from;
+}
+
 Index index_of(std::int64_t n, Dim3 of) {
   return {static_cast<unsigned>(n % of.x), static_cast<unsigned>(n / of.x % of.y),
           static_cast<unsigned>(n / of.x / of.y)};
@@ -109,6 +113,7 @@ void Block::start_fibers(Stacks& stacks) {
                                           kernel_runs = true;
                                           launch().kernel(launch().parameters);
                                           kernel_runs = false;
+                                          changed();
                                           thread.state = State::finished;
                                           --unfinished_;
                                           return std::move(scheduler_);
@@ -125,10 +130,11 @@ void Block::start_fibers(Stacks& stacks) {
 
 void Block::run() {
   Block* const outer = std::exchange(current_block, this);
+  common_.standstill.block_begins();
   while (unfinished_ > 0 && !given_up_) {
     if (ready_first_ == ready_.size()) {
-      report_deadlock();
       given_up_ = true;
+      report_deadlock();
       break;
     }
     running_ = &threads_[ready_[ready_first_++]];
@@ -137,7 +143,9 @@ void Block::run() {
       ready_first_ = 0;
     }
     running_->self = std::move(running_->self).resume();
+    if (has_changed_) has_gone_on();
   }
+  if (watches_) common_.standstill.unwatch();
   finish();
   current_block = outer;
 }
@@ -176,18 +184,26 @@ void Block::report_deadlock() {
     std::int64_t count = 0;
   };
   std::map<std::pair<std::string, std::uint64_t>, Crowd> crowds;
+  bool in_loops = false;
   for (const Thread& thread : threads_) {
-    if (thread.state != State::waiting) continue;
-    Crowd& crowd = crowds[{thread.waits_for, thread.waits_at.bits()}];
+    if (thread.state == State::finished) continue;
+    // One that could go on does so in vain, in a loop.
+    const bool waits = thread.state == State::waiting;
+    in_loops = in_loops || !waits;
+    Crowd& crowd = crowds[{waits ? thread.waits_for : "", where_it_waits(thread).bits()}];
     if (crowd.first == nullptr) crowd.first = &thread;
     ++crowd.count;
   }
   std::string text = "nobody can go on:";
   const Thread* first = nullptr;
   const Thread* second = nullptr;
-  for (const auto& [what, crowd] : crowds) {
+  for (const auto& [key, crowd] : crowds) {
+    const Thread& thread = *crowd.first;
+    const std::string what = thread.state == State::waiting
+                                 ? thread.waits_for
+                                 : named(thread.looks_at) + " to change, in a loop";
     text += fmt::format(" {} threads (thread {} first) wait at {} for {};", crowd.count,
-                        crowd.first->number, line_of(crowd.first->waits_at).text(), what.first);
+                        thread.number, line_of(where_it_waits(thread)).text(), what);
     (first == nullptr ? first : second) = crowd.first;
   }
   for (unsigned id = 0; id < 16; ++id)
@@ -203,8 +219,13 @@ void Block::report_deadlock() {
     }
   if (gone != nullptr)
     text += fmt::format(" {} threads (thread {} first) have returned;", finished, gone->number);
+  const std::int64_t missing = launch().grid.count() - common_.standstill.begun();
+  if (in_loops && missing > 0)
+    text +=
+        fmt::format(" {} of the grid's {} blocks have not begun;", missing, launch().grid.count());
   text.back() = '.';
-  find(Kind::deadlock, first->waits_at, second != nullptr ? second->waits_at : Where(), text);
+  find(Kind::deadlock, where_it_waits(*first),
+       second != nullptr ? where_it_waits(*second) : Where(), text);
 }
 
 }  // namespace tilewise::emulator

@@ -82,6 +82,14 @@ void note_atomic(const void* address, std::size_t bytes, Site site) {
   block.access(address, bytes, Block::Access::atomic, Where(site));
 }
 
+void note_outcome(const void* address, bool changed, Site site) {
+  Block& block = *Block::current();
+  if (changed)
+    block.changed();
+  else
+    block.looked(address, Where(site));
+}
+
 void fence(Site) {
   Block::current()->fence();
 }

@@ -37,6 +37,8 @@ void note_write(const void* address, std::size_t bytes, Site site);
 
 /// Called before an atomic operation: checks the access, and takes what others let go of there.
 void note_atomic(const void* address, std::size_t bytes, Site site);
+/// Called after it: whether there is another value now.
+void note_outcome(const void* address, bool changed, Site site);
 void fence(Site site);
 
 /// `function` of what is there and `value` takes its place; answers what was there.

@@ -116,24 +116,10 @@ __global__ void __launch_bounds__(Br) attend_rows(CudaArgs args) {
 // [end kernel]
 
 Status run(const CudaArgs& args) {
-  if (args.batch * args.nheads_q * args.seqlen_q == 0) return {};
-  const device::Grid grid = grid_of_row_blocks(args, Br, Br);
   return with_tile_width(args.head_dim, [&](auto D) {
-    return device::launch("3a_thread_a_row", attend_rows<D>, grid, args);
+    return launch_rows("3a_thread_a_row", attend_rows<D>, args, {Br, Br});
   });
 }
-
-// [snippet bytes]
-// Q, O and LSE cross once. K and V cross once a row block, as far as its last row sees:
-// ceil(N / Br) times, where 2a's single rows took N times.
-double bytes_moved(const CudaArgs& args) {
-  const std::int64_t N = args.seqlen_q, d = args.head_dim;
-  std::int64_t floats_a_head = N * (2 * d + 1);
-  for (std::int64_t i0 = 0; i0 < N; i0 += Br)
-    floats_a_head += keys_of_row(args, (i0 + Br < N ? i0 + Br : N) - 1) * 2 * d;
-  return 4 * static_cast<double>(args.batch * args.nheads_q * floats_a_head);
-}
-// [end bytes]
 
 }  // namespace
 
@@ -143,7 +129,7 @@ CudaStep thread_a_row() {
           .features = {.causal = true, .grouped_heads = true, .f32 = true},
           .run = run,
           .workspace_bytes = nullptr,
-          .bytes_moved = bytes_moved};
+          .bytes_moved = [](const CudaArgs& args) { return bytes_of_row_blocks(args, Br); }};
 }
 
 }  // namespace tilewise::stages::inline TILEWISE_TARGET

@@ -18,6 +18,7 @@
 //   waits      three __syncthreads() for a pair of tiles (Q is there; S is there; P is there), two
 //              for a tile of keys
 //   order      fixed: every run gives the same bits
+#include "cuda/device/trace.hpp"
 #include "stages/cuda_heads.hpp"
 
 #include <cmath>
@@ -104,30 +105,42 @@ __global__ void __launch_bounds__(threads) algorithm_1(CudaArgs args, float* all
     const int keys = static_cast<int>(min(std::int64_t{Bc}, K.rows - j0));
     if (keys_of_row(args, Q.rows - 1) <= j0) break;  // nobody sees this tile, nor the next
     __syncthreads();                                 // done with the tiles before
-    load_tile<D>(K, j0, keys, t.K);                  // 6
-    load_tile<D>(V, j0, keys, t.V);
+    {
+      const device::Trace mark("load K, V", static_cast<int>(j0 / Bc));
+      load_tile<D>(K, j0, keys, t.K);  // 6
+      load_tile<D>(V, j0, keys, t.V);
+    }
 
     for (std::int64_t i0 = 0; i0 < Q.rows; i0 += Br) {  // 7
       const int rows = static_cast<int>(min(std::int64_t{Br}, Q.rows - i0));
       if (keys_of_row(args, i0 + rows - 1) <= j0) continue;  // the mask hides the whole tile
-      load_tile<D>(Q, i0, rows, t.Q);                        // 8
+      const int tile = static_cast<int>(i0 / Br);
+      {
+        const device::Trace mark("load Q", tile);
+        load_tile<D>(Q, i0, rows, t.Q);  // 8
+      }
       __syncthreads();
 
-      for (int x = me; x < rows * keys; x += threads) {  // 9: S = tau Q K^T
-        const int r = x / keys, c = x % keys;
-        float sum = 0;
-        for (int k = 0; k < D; ++k) sum += t.Q[r][k] * t.K[c][k];
-        t.P[r][c] = args.softmax_scale * sum;
+      {
+        const device::Trace mark("S", tile);
+        for (int x = me; x < rows * keys; x += threads) {  // 9: S = tau Q K^T
+          const int r = x / keys, c = x % keys;
+          float sum = 0;
+          for (int k = 0; k < D; ++k) sum += t.Q[r][k] * t.K[c][k];
+          t.P[r][c] = args.softmax_scale * sum;
+        }
       }
       __syncthreads();
 
       if (me < rows) {  // 10, 11, 13
+        const device::Trace mark("softmax", tile);
         const std::int64_t seen = keys_of_row(args, i0 + me) - j0;
         const int n = static_cast<int>(max(std::int64_t{0}, min(std::int64_t{keys}, seen)));
         online_softmax<D>(t, me, n, m[i0 + me], l[i0 + me]);
       }
       __syncthreads();
 
+      const device::Trace mark("O", tile);
       for (int x = me; x < rows * O.width; x += threads) {  // 12
         const int r = x / O.width, c = x % O.width;
         float sum = 0;

@@ -22,6 +22,7 @@
 //            and read by one warp, and the last two order that as well.
 //   memory   no workspace; the same bits in every run
 #include "cuda/device/shared.hpp"
+#include "cuda/device/trace.hpp"
 #include "stages/cuda_heads.hpp"
 
 #include <cmath>
@@ -152,26 +153,37 @@ __global__ void __launch_bounds__(threads) attend_tiles(CudaArgs args) {
   const auto K = key_head<const float>(args, args.k, b, kv_head(args, h));
   const auto V = key_head<const float>(args, args.v, b, kv_head(args, h));
   const std::int64_t i0 = static_cast<std::int64_t>(blockIdx.x) * Br;
-  const std::int64_t most_keys = keys_of_row(args, min(i0 + Br, args.seqlen_q) - 1);
+  const std::int64_t max_keys = keys_of_row(args, min(i0 + Br, args.seqlen_q) - 1);
   const int warp = threadIdx.x / 32, y = threadIdx.x % 32 / 8;
   Mine<D> my = {warp * 16 + y, static_cast<int>(threadIdx.x % 8), {}, {}, {}};
   TILEWISE_UNROLL
   for (int i = 0; i < R; ++i) my.m[i] = minus_infinity;
 
   load_tile<D>(query_head<const float>(args, args.q, b, h), i0, args.seqlen_q - i0, Br, t.Q);
-  for (std::int64_t j0 = 0; j0 < most_keys; j0 += Tiles<D>::Bc) {
+  for (std::int64_t j0 = 0; j0 < max_keys; j0 += Tiles<D>::Bc) {
+    const int tile = static_cast<int>(j0 / Tiles<D>::Bc);
     __syncthreads();  // done with V of the tile before
-    load_tile<D>(K, j0, most_keys - j0, Tiles<D>::Bc, t.KV);
+    {
+      const device::Trace mark("load K", tile);
+      load_tile<D>(K, j0, max_keys - j0, Tiles<D>::Bc, t.KV);
+    }
     __syncthreads();
-    float s[R][Tiles<D>::C] = {};
-    scores(t, my, s);
-    std::int64_t n[R];
-    TILEWISE_UNROLL
-    for (int i = 0; i < R; ++i) n[i] = min(keys_of_row(args, i0 + my.row + 4 * i), most_keys) - j0;
-    online_softmax(t, my, args.softmax_scale, n, s);
+    {
+      const device::Trace mark("S and P", tile);
+      float s[R][Tiles<D>::C] = {};
+      scores(t, my, s);
+      std::int64_t n[R];
+      TILEWISE_UNROLL
+      for (int i = 0; i < R; ++i) n[i] = min(keys_of_row(args, i0 + my.row + 4 * i), max_keys) - j0;
+      online_softmax(t, my, args.softmax_scale, n, s);
+    }
     __syncthreads();  // done with K
-    load_tile<D>(V, j0, most_keys - j0, Tiles<D>::Bc, t.KV);
+    {
+      const device::Trace mark("load V", tile);
+      load_tile<D>(V, j0, max_keys - j0, Tiles<D>::Bc, t.KV);
+    }
     __syncthreads();
+    const device::Trace mark("O += P V", tile);
     add_values(t, my);
   }
 
@@ -194,20 +206,9 @@ __global__ void __launch_bounds__(threads) attend_tiles(CudaArgs args) {
 // [end kernel]
 
 Status run(const CudaArgs& args) {
-  if (args.batch * args.nheads_q * args.seqlen_q == 0) return {};
   return with_tile_width(args.head_dim, [&](auto D) {
-    const device::Grid grid = grid_of_row_blocks(args, Br, threads, sizeof(Tiles<D>));
-    return device::launch("3c_warp_tiles", attend_tiles<D>, grid, args);
+    return launch_rows("3c_warp_tiles", attend_tiles<D>, args, {Br, threads, sizeof(Tiles<D>)});
   });
-}
-
-// As 3a's, with 64 rows a block.
-double bytes_moved(const CudaArgs& args) {
-  const std::int64_t N = args.seqlen_q, d = args.head_dim;
-  std::int64_t floats_a_head = N * (2 * d + 1);
-  for (std::int64_t i0 = 0; i0 < N; i0 += Br)
-    floats_a_head += keys_of_row(args, (i0 + Br < N ? i0 + Br : N) - 1) * 2 * d;
-  return 4 * static_cast<double>(args.batch * args.nheads_q * floats_a_head);
 }
 
 }  // namespace
@@ -218,7 +219,7 @@ CudaStep warp_tiles() {
           .features = {.causal = true, .grouped_heads = true, .f32 = true},
           .run = run,
           .workspace_bytes = nullptr,
-          .bytes_moved = bytes_moved};
+          .bytes_moved = [](const CudaArgs& args) { return bytes_of_row_blocks(args, Br); }};
 }
 
 }  // namespace tilewise::stages::inline TILEWISE_TARGET

@@ -24,6 +24,7 @@
 //   shared     forward 2 tiles of 16 keys; backward Q, K, V, dO, P, dS: 27 to 43 KiB, static
 //   workspace  D, batch nheads_q seqlen_q floats
 //   waits      three __syncthreads() for a pair of tiles: free, Q and dO are there, P and dS are
+#include "cuda/device/trace.hpp"
 #include "stages/cuda_heads.hpp"
 
 #include <cmath>
@@ -181,8 +182,11 @@ __global__ void __launch_bounds__(threads) algorithm_4(CudaArgs args, const floa
   for (std::int64_t j0 = 0; j0 < K.rows; j0 += B) {
     const int keys = static_cast<int>(min(std::int64_t{B}, K.rows - j0));
     __syncthreads();
-    load_tile<D>(K, j0, keys, t.K);
-    load_tile<D>(V, j0, keys, t.V);
+    {
+      const device::Trace mark("load K, V", static_cast<int>(j0 / B));
+      load_tile<D>(K, j0, keys, t.K);
+      load_tile<D>(V, j0, keys, t.V);
+    }
     Part<D> dK = {}, dV = {};
 
     for (std::int64_t h = kv * group; h < (kv + 1) * group; ++h) {
@@ -190,18 +194,26 @@ __global__ void __launch_bounds__(threads) algorithm_4(CudaArgs args, const floa
       for (std::int64_t i0 = 0; i0 < args.seqlen_q; i0 += B) {
         const int rows = static_cast<int>(min(std::int64_t{B}, args.seqlen_q - i0));
         if (keys_of_row(args, i0 + rows - 1) <= j0) continue;  // the mask hides the whole tile
+        const int tile = static_cast<int>(i0 / B);
         __syncthreads();
-        load_tile<D>(query_head<const float>(args, args.q, b, h), i0, rows, t.Q);
-        load_tile<D>(query_head<const float>(args, args.dout, b, h), i0, rows, t.dO);
-        if (const int r = threadIdx.x; r < rows) {
-          t.lse[r] = args.lse[row_number(args, b, h, i0 + r)];
-          t.D_row[r] = all_D[row_number(args, b, h, i0 + r)];
+        {
+          const device::Trace mark("load Q, dO", tile);
+          load_tile<D>(query_head<const float>(args, args.q, b, h), i0, rows, t.Q);
+          load_tile<D>(query_head<const float>(args, args.dout, b, h), i0, rows, t.dO);
+          if (const int r = threadIdx.x; r < rows) {
+            t.lse[r] = args.lse[row_number(args, b, h, i0 + r)];
+            t.D_row[r] = all_D[row_number(args, b, h, i0 + r)];
+          }
         }
         __syncthreads();
-        recompute<D>(t, y, x, args.softmax_scale,
-                     [&](int r) { return r < rows ? keys_of_row(args, i0 + r) - j0 : 0; });
+        {
+          const device::Trace mark("P and dS", tile);
+          recompute<D>(t, y, x, args.softmax_scale,
+                       [&](int r) { return r < rows ? keys_of_row(args, i0 + r) - j0 : 0; });
+        }
         __syncthreads();
 
+        const device::Trace mark("dV, dK, dQ", tile);
         TILEWISE_UNROLL
         for (int i = 0; i < R; ++i) {
           const int own = y + 16 * i;  // a key for dK and dV, a query for dQ
@@ -246,13 +258,10 @@ std::size_t workspace_bytes(const CudaArgs& args) {
 Status run(const CudaArgs& args) {
   auto* const row_D = static_cast<float*>(args.workspace);
   return with_tile_width(args.head_dim, [&](auto D) -> Status {
-    if (args.batch * args.nheads_q * args.seqlen_q > 0) {
-      const device::Grid grid = grid_of_row_blocks(args, threads, threads);
-      const Status status =
-          device::launch("3d_backward: forward", attend_rows<D>, grid, args, row_D);
-      if (!status.ok()) return status;
-    }
-    if (!args.backward || args.batch * args.nheads_k * args.seqlen_k == 0) return {};
+    const Status status =
+        launch_rows("3d_backward: forward", attend_rows<D>, args, {threads, threads}, row_D);
+    if (!status.ok() || !args.backward || args.batch * args.nheads_k * args.seqlen_k == 0)
+      return status;
     const dim3 blocks{static_cast<unsigned>(args.nheads_k), static_cast<unsigned>(args.batch)};
     const device::Grid grid{blocks, {threads}, 0, stream_of(args)};
     return device::launch("3d_backward", algorithm_4<D>, grid, args, row_D);
@@ -263,18 +272,16 @@ Status run(const CudaArgs& args) {
 // Theorem 5, counted. Forward as 3a; for D dO once more, D and the zeros of dQ. Backward: K, V, dK
 // and dV once a key head; for each tile that the mask leaves Q, dO, LSE, D, and dQ both ways.
 double bytes_moved(const CudaArgs& args) {
+  const double forward = bytes_of_row_blocks(args, threads);
+  if (!args.backward) return forward;
   const std::int64_t d = args.head_dim, N = args.seqlen_q, B = tile_width(d) == 128 ? 16 : 32;
-  std::int64_t forward = N * (2 * d + 1), backward = N * (2 * d + 1);
-  for (std::int64_t i0 = 0; i0 < N; i0 += threads)
-    forward += keys_of_row(args, (i0 + threads < N ? i0 + threads : N) - 1) * 2 * d;
+  std::int64_t a_head = N * (2 * d + 1);
   for (std::int64_t i0 = 0; i0 < N; i0 += B) {
     const std::int64_t end = i0 + B < N ? i0 + B : N;
-    backward += (keys_of_row(args, end - 1) + B - 1) / B * (end - i0) * (4 * d + 2);
+    a_head += (keys_of_row(args, end - 1) + B - 1) / B * (end - i0) * (4 * d + 2);
   }
-  const std::int64_t heads = args.batch * args.nheads_q;
   const std::int64_t of_keys = args.batch * args.nheads_k * args.seqlen_k * 4 * d;
-  return 4.0 * static_cast<double>(args.backward ? heads * (forward + backward) + of_keys
-                                                 : heads * forward);
+  return forward + 4 * static_cast<double>(args.batch * args.nheads_q * a_head + of_keys);
 }
 // [end bytes]
 

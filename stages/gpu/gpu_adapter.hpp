@@ -5,15 +5,10 @@
 
 #include "oracle/harness/implementation.hpp"
 
-#include <string>
-
 namespace tilewise::stages {
 
 /// Every CUDA step, in the course's order. Calls take turns: on a stream of their own, then as a
 /// graph that was captured, then on the default stream; each must give the same bits.
 harness::Table gpu_implementations();
-
-/// "NVIDIA H100 80GB HBM3, compute capability 9.0"; empty, and `why` says so, if there is no GPU.
-std::string gpu_name(std::string& why);
 
 }  // namespace tilewise::stages

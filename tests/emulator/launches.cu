@@ -1,4 +1,4 @@
-// Launches that a device refuses. There is no line of a kernel to name.
+// Launches, and kernels, that a device refuses. There is no line of a kernel to name.
 #include "on_device.hpp"
 
 namespace tilewise::tests::inline TILEWISE_TARGET {
@@ -38,6 +38,31 @@ Ran run_shared(bool buggy) {
   return launched({{1}, {32}, 227 * KiB}, {{1}, {32}, 227 * KiB + 4}, buggy);
 }
 
+// Static shared memory is 48 KiB at most. One of a kernel's arrays is enough to know its size.
+template <std::size_t bytes>
+__global__ void one_array(const float* in, float* out) {
+  __shared__ float tile[bytes / sizeof(float)];
+  tile[threadIdx.x] = in[threadIdx.x];
+  __syncthreads();
+  out[threadIdx.x] = tile[threadIdx.x ^ 1] + tile[threadIdx.x] - in[threadIdx.x ^ 1];
+}
+
+// nvcc itself refuses it.
+constexpr std::size_t too_much = 48 * KiB + (TILEWISE_EMULATED ? 4 : 0);
+
+Ran run_static(bool buggy) {
+  return run("one_array", buggy ? one_array<too_much> : one_array<48 * KiB>, {{1}, {32}},
+             counted(32), counted(32));
+}
+Ran run_static_and_dynamic(bool buggy) {
+  return run("one_array", one_array<16 * KiB>, {{1}, {32}, 32 * KiB + (buggy ? 4u : 0u)},
+             counted(32), counted(32));
+}
+Ran run_static_and_consented(bool buggy) {
+  return run("one_array", one_array<16 * KiB>, {{1}, {32}, 211 * KiB + (buggy ? 4u : 0u)},
+             counted(32), counted(32));
+}
+
 }  // namespace
 }  // namespace tilewise::tests::inline TILEWISE_TARGET
 
@@ -54,6 +79,9 @@ std::vector<Planted> launch_bugs() {
       {"no_threads", file, Kind::bad_launch, run_no_threads},
       {"grid_65536_high", file, Kind::bad_launch, run_high_grid},
       {"too_much_shared", file, Kind::bad_launch, run_shared},
+      {"too_much_static", file, Kind::bad_launch, run_static},
+      {"too_much_of_both", file, Kind::bad_launch, run_static_and_dynamic},
+      {"too_much_of_both_consented", file, Kind::bad_launch, run_static_and_consented},
   };
 }
 

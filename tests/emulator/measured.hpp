@@ -29,6 +29,9 @@ Status numbers_of_threads(std::vector<int>& numbers);
 /// Which warp of four came first, second ...: any order is right.
 Status order_of_warps(std::vector<int>& order);
 
+/// waits.cu. One of two blocks waits in a loop until the other is done with 1.3 million reads.
+Ran wait_for_a_slow_block();
+
 /// online_row.cu. A thread a row, one key after the other; head dimension 4. `lse` of each row.
 constexpr int online_row_dim = 4;
 Status online_rows(const std::vector<float>& q, const std::vector<float>& k,

@@ -28,6 +28,9 @@ struct Planted {
 
 std::vector<Planted> barrier_bugs();
 std::vector<Planted> race_bugs();
+std::vector<Planted> reader_bugs();
+std::vector<Planted> byte_bugs();
+std::vector<Planted> wait_bugs();
 std::vector<Planted> bounds_bugs();
 std::vector<Planted> async_bugs();
 std::vector<Planted> warp_bugs();

@@ -12,13 +12,33 @@ import subprocess
 import sys
 import tempfile
 
-STEPS = ("3a_thread_a_row", "3b_paper_loops", "3c_warp_tiles", "3d_backward")
+F32_STEPS = ("3a_thread_a_row", "3b_paper_loops", "3c_warp_tiles", "3d_backward",
+             "4a_swapped_loops")
 EXACT = ("fwd s200 h2 d64 fill=constant", "fwd s130 hq4 hk2 d32 causal fill=constant",
          "fwd s200 h2 d64 fill=onehot")
 # But for 3b, which divides O at every tile: thirds and fifths are rounded, and nvcc's fused
 # multiply-adds round once where the emulator's products and sums round twice.
 ROUNDED = {("3b_paper_loops", problem) for problem in EXACT if "constant" in problem}
 OTHERS = ("fwd s200 h2 d64", "fwd s130 hq4 hk2 d128 causal")
+
+# Tensor cores sum in an order of their own: only what has one term is exact.
+F16_STEPS = ("4b_tensor_cores", "4c_split_queries", "4d_causal_blocks", "4e_split_keys",
+             "4f_backward")
+F16_EXACT = ("fwd s200 h2 d64 f16 fill=onehot", "fwd s130 hq4 hk2 d128 f16 causal fill=onehot")
+F16_OTHERS = ("fwd s200 h2 d64 f16", "fwd s130 hq4 hk2 d128 f16 causal")
+
+# Most that numbers of about 1 may differ by: some last places.
+AGREE = {"f32": 1e-4, "f16": 4e-3}
+
+
+def plan():
+    """(step, problem, dtype, whether its bits must be equal), all of them."""
+    for steps, exact, others, dtype in ((F32_STEPS, EXACT, OTHERS, "f32"),
+                                        (F16_STEPS, F16_EXACT, F16_OTHERS, "f16")):
+        for problem in exact + others:
+            for step in steps:
+                yield (step, problem, dtype,
+                       problem in exact and (step, problem) not in ROUNDED)
 
 
 def o_of(folder):
@@ -36,20 +56,22 @@ def computed(command, problem, implementation):
         return o_of(pathlib.Path(folder))
 
 
+def compared(gpu, emulated, dtype):
+    letter, size = {"f32": ("f", 4), "f16": ("e", 2)}[dtype]
+    count = len(gpu) // size
+    a, b = (struct.unpack("<%d%s" % (count, letter), data) for data in (gpu, emulated))
+    return {"numbers": count, "different": sum(x != y for x, y in zip(a, b)),
+            "largest_difference": max(abs(x - y) for x, y in zip(a, b))}
+
+
 def main():
     rows, fine = [], True
-    for problem in EXACT + OTHERS:
-        for step in STEPS:
-            gpu, emulated = (computed(sys.argv[1], problem, kind + "." + step)
-                             for kind in ("stage", "emulated"))
-            count = len(gpu) // 4
-            a, b = struct.unpack("<%df" % count, gpu), struct.unpack("<%df" % count, emulated)
-            row = {"problem": problem, "step": step, "numbers": count,
-                   "different": sum(x != y for x, y in zip(a, b)),
-                   "largest_difference": max(abs(x - y) for x, y in zip(a, b)),
-                   "exact": problem in EXACT and (step, problem) not in ROUNDED}
-            fine = fine and (not row["exact"] or gpu == emulated) and row["largest_difference"] < 1e-4
-            rows.append(row)
+    for step, problem, dtype, exact in plan():
+        gpu, emulated = (computed(sys.argv[1], problem, kind + "." + step)
+                         for kind in ("stage", "emulated"))
+        row = {"problem": problem, "step": step, **compared(gpu, emulated, dtype), "exact": exact}
+        fine = fine and (gpu == emulated if exact else row["largest_difference"] < AGREE[dtype])
+        rows.append(row)
     print(json.dumps(rows, indent=1))
     return 0 if fine else 1
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""The phases of run.sh as one JSON: docs/results/gpu-NAME.json.
+"""The phases of run.sh as one JSON: docs/results/gpu-NAME.json. What a phase has not measured anew
+stays as it is there.
 
     python3 tests/gpu/collect.py build/gpu-results docs/results
 """
@@ -7,12 +8,15 @@
 import csv
 import datetime
 import json
+import math
 import os
 import pathlib
 import re
 import shutil
 import subprocess
 import sys
+
+CHAPTERS = ("3", "4")
 
 
 def read(path):
@@ -36,6 +40,12 @@ def machine():
     return facts
 
 
+def dates(folder):
+    """When each phase was done."""
+    return {path.stem: datetime.date.fromtimestamp(path.stat().st_mtime).isoformat()
+            for path in sorted(folder.glob("*.done"))}
+
+
 def conformance(report):
     """How many passed, by implementation; everything about those that did not."""
     rows = {}
@@ -48,31 +58,46 @@ def conformance(report):
     return rows
 
 
-def sanitizer(folder):
+def sanitizer(folder, chapter):
     result = {}
     for tool in ("memcheck", "racecheck"):
-        log = folder / (tool + ".log")
+        log = folder / ("%s%s.log" % (tool, chapter))
         if log.exists():
             lines = [line for line in log.read_text().splitlines() if "SUMMARY" in line]
             result[tool] = lines[-1].strip("= ") if lines else "no summary"
     return result
 
 
-def counters(path):
-    """ncu's csv: sums over the kernels of a call; of percentages, the largest of them."""
-    lines = path.read_text().splitlines()
+def metrics(text):
+    """ncu's csv: sums over the kernels of a call; of percentages, the largest of them. Then the
+    kernels' names. What it could not measure, "n/a", is absent."""
+    lines = text.splitlines()
     start = next((n for n, line in enumerate(lines) if line.startswith('"ID"')), None)
     if start is None:
-        return {"unread": lines[-3:]}
+        return None, lines[-3:]
     sums, kernels = {}, set()
     for row in csv.DictReader(lines[start:]):
-        value = float(row["Metric Value"].replace(",", ""))
-        name = row["Metric Name"]
+        if not row.get("Metric Value"):
+            continue
         name_of_it = re.sub(r"<?unnamed>::|void ", "", row["Kernel Name"])
         kernels.add(re.split(r"[<(]", name_of_it)[0])
+        try:
+            value = float(row["Metric Value"].replace(",", ""))
+        except ValueError:
+            continue
+        if not math.isfinite(value):
+            continue
+        name = row["Metric Name"]
         sums[name] = max(sums.get(name, 0), value) if "pct" in name else sums.get(name, 0) + value
+    return sums, sorted(kernels)
+
+
+def counters(text):
+    sums, kernels = metrics(text)
+    if sums is None:
+        return {"unread": kernels}
     sector = 32
-    return {"kernels": sorted(kernels),
+    return {"kernels": kernels,
             "hbm_bytes_read": sums.get("dram__bytes_read.sum"),
             "hbm_bytes_written": sums.get("dram__bytes_write.sum"),
             "l2_bytes_read": sector * sums.get("lts__t_sectors_srcunit_tex_op_read.sum", 0),
@@ -82,51 +107,89 @@ def counters(path):
             "hbm_percent": sums.get("gpu__dram_throughput.avg.pct_of_peak_sustained_elapsed")}
 
 
+def busy(problem, text):
+    """What of the chip a call that fills it keeps busy, and its way through shared memory."""
+    sums, kernels = metrics(text)
+    if sums is None:
+        return {"problem": problem, "unread": kernels}
+    return {"problem": problem,
+            "kernels": kernels,
+            "sm_percent": sums.get("sm__throughput.avg.pct_of_peak_sustained_elapsed"),
+            "hbm_percent": sums.get("gpu__dram_throughput.avg.pct_of_peak_sustained_elapsed"),
+            "tensor_percent": sums.get(
+                "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active"),
+            "tensor_instructions": sums.get("sm__inst_executed_pipe_tensor.sum"),
+            "shared_passes": sums.get("memory_l1_wavefronts_shared"),
+            "shared_least_passes": sums.get("memory_l1_wavefronts_shared_ideal"),
+            "ldmatrix_conflicts": sums.get(
+                "sm__sass_l1tex_data_bank_conflicts_pipe_lsu_mem_shared_op_ldsm.sum")}
+
+
 def traffic(folder):
-    emulated = {}
-    for entry in read(folder / "emulated.json") or []:
-        if entry["state"] != "pass":
-            continue
-        counted = entry["report"]["counts"]["traffic"].values()
-        emulated[entry["implementation"].split(".")[1]] = {
-            "problem": entry["problem"],
-            "formula_bytes": entry["formula_bytes"],
-            "emulator_bytes_read": 32 * sum(part["sectors_loaded"] for part in counted),
-            "emulator_bytes_written": 32 * sum(part["sectors_stored"] for part in counted),
-            "emulator_bank_conflict": entry["report"]["counts"]["shared"]}
+    steps = {}
+    for chapter in CHAPTERS:
+        for entry in read(folder / ("emulated%s.json" % chapter)) or []:
+            if entry["state"] != "pass":
+                continue
+            counted = entry["report"]["counts"]["traffic"].values()
+            steps[entry["implementation"].split(".")[1]] = {
+                "problem": entry["problem"],
+                "formula_bytes": entry["formula_bytes"],
+                "emulator_bytes_read": 32 * sum(part["sectors_loaded"] for part in counted),
+                "emulator_bytes_written": 32 * sum(part["sectors_stored"] for part in counted),
+                "emulator_bank_conflict": entry["report"]["counts"]["shared"]}
     for path in sorted(folder.glob("ncu-stage.*.csv")):
         step = path.name[len("ncu-stage."):-len(".csv")]
-        emulated.setdefault(step, {}).update(counters(path))
-    return emulated
+        steps.setdefault(step, {}).update(counters(path.read_text()))
+    for path in sorted(folder.glob("busy-stage.*.csv")):
+        step = path.name[len("busy-stage."):-len(".csv")]
+        problem, _, text = path.read_text().partition("\n")
+        steps.setdefault(step, {})["busy"] = busy(problem, text)
+    return steps
 
 
-def benchmark(folder):
-    rows = []
-    for name in ("bench-fwd.json", "bench-bwd.json"):
-        for run in (read(folder / name) or {"runs": []})["runs"]:
-            if "time" in run:
-                rows.append({"implementation": run["implementation"], "problem": run["problem"],
-                             "seconds": run["time"]["median"], "fastest": run["time"]["fastest"],
-                             "slowest": run["time"]["slowest"],
-                             "gflops": run["time"]["gflops"]})
-    return {"rows": rows, "naive": read(folder / "naive.json")}
+def merged_rows(old, new):
+    """The old rows that nobody measured again, and the new ones behind them."""
+    again = {(row.get("implementation"), row["problem"]) for row in new}
+    return [row for row in old
+            if (row.get("implementation"), row["problem"]) not in again] + new
+
+
+def benchmark(folder, old):
+    rows = [row for chapter in CHAPTERS
+            for row in read(folder / ("benchmark%s.json" % chapter)) or [] if "seconds" in row]
+    result = {"rows": merged_rows(old.get("rows") or [], rows)}
+    for name in ("naive", "flash"):
+        new, before = read(folder / (name + ".json")) or {}, old.get(name) or {}
+        result[name] = (before if before.get("rows") and not new.get("rows") else new) or None
+    return result
+
+
+def collected(folder, facts, old):
+    """The record of this folder's phases, over an older one of the same machine."""
+    result = {"machine": facts, "dates": {**(old.get("dates") or {}), **dates(folder)}}
+    result["conformance"] = dict(old.get("conformance") or {})
+    for chapter in CHAPTERS:
+        report = read(folder / ("conformance%s.json" % chapter))
+        result["conformance"].update(conformance(report) if report else {})
+    result["bits"] = read(folder / "bits.json") or old.get("bits")
+    said = old.get("sanitizer") or {}
+    said = {"3": said} if "memcheck" in said else said  # files from before there was a chapter 4
+    result["sanitizer"] = {chapter: sanitizer(folder, chapter) or said.get(chapter)
+                           for chapter in CHAPTERS}
+    result["memory"] = read(folder / "memory.json") or old.get("memory")
+    result["traffic"] = {**(old.get("traffic") or {}), **traffic(folder)}
+    result["benchmark"] = benchmark(folder, old.get("benchmark") or {})
+    return result
 
 
 def main():
     folder, out = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
-    result = {"machine": machine()}
-    report = read(folder / "conformance.json")
-    if report:
-        result["conformance"] = conformance(report)
-    result["bits"] = read(folder / "bits.json")
-    result["sanitizer"] = sanitizer(folder)
-    result["memory"] = read(folder / "memory.json")
-    result["traffic"] = traffic(folder)
-    result["benchmark"] = benchmark(folder)
-    name = re.sub(r"[^a-z0-9]+", "-", result["machine"].get("name", "unknown").lower()).strip("-")
+    facts = machine()
+    name = re.sub(r"[^a-z0-9]+", "-", facts.get("name", "unknown").lower()).strip("-")
     out.mkdir(parents=True, exist_ok=True)
     path = out / ("gpu-%s.json" % name)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(json.dumps(collected(folder, facts, read(path) or {}), indent=1) + "\n")
     print(path)
 
 

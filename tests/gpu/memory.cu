@@ -1,28 +1,24 @@
 // How much device memory a step needs beside its tensors, at several lengths, measured: bytes of
 // its workspace that it touched, and what else the device has less of while it runs. Prints JSON.
 //
-//   tilewise_gpu_memory        every CUDA step of this build
+//   tilewise_gpu_memory        every CUDA step of this build that this GPU runs
 #include "cuda/device/memory.hpp"
 #include "stages/cuda_stage.hpp"
+#include "stages/gpu/gpu_adapter.hpp"
+#include "tests/gpu/tensors.hpp"
 
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
 #include <string>
 #include <vector>
 
 namespace {
 
 using namespace tilewise;
-
-void require(const Status& status) {
-  if (status.ok()) return;
-  std::fprintf(stderr, "%s\n", status.reason);
-  std::exit(1);
-}
+using gpu_tests::require;
 
 std::size_t free_bytes() {
   std::size_t free = 0, total = 0;
@@ -35,32 +31,16 @@ struct Measured {
   std::size_t declared = 0, touched = 0, elsewhere = 0;
 };
 
-Measured measure(const stages::CudaStep& step, std::int64_t n) {
+Measured measure(const stages::CudaStep& step, std::int64_t queries, std::int64_t keys) {
   stages::CudaArgs args{};
   args.batch = args.nheads_q = args.nheads_k = 1;
-  args.seqlen_q = args.seqlen_k = n;
+  args.seqlen_q = queries;
+  args.seqlen_k = keys;
   args.head_dim = 64;
   args.softmax_scale = 0.125f;
   args.dtype = step.features.f32 ? DType::f32 : DType::f16;
   args.backward = step.features.backward;
-  const std::size_t bytes = static_cast<std::size_t>(n) * 64 * size_of(args.dtype);
-  std::vector<device::Memory<unsigned char>> tensors(8);
-  const std::vector<unsigned char> zeros(bytes, 0);
-  for (auto& tensor : tensors) {
-    require(tensor.allocate(bytes, "a tensor"));
-    require(tensor.upload(zeros.data()));
-  }
-  device::Memory<float> lse;
-  require(lse.allocate(static_cast<std::size_t>(n), "lse"));
-  args.q = tensors[0].data();
-  args.k = tensors[1].data();
-  args.v = tensors[2].data();
-  args.o = tensors[3].data();
-  args.lse = lse.data();
-  args.dout = tensors[4].data();
-  args.dq = tensors[5].data();
-  args.dk = tensors[6].data();
-  args.dv = tensors[7].data();
+  const gpu_tests::Tensors tensors(args);
   Measured measured;
   measured.declared = step.workspace_bytes == nullptr ? 0 : step.workspace_bytes(args);
   constexpr unsigned char pattern = 0xa5;
@@ -83,26 +63,42 @@ Measured measure(const stages::CudaStep& step, std::int64_t n) {
   return measured;
 }
 
+/// N keys, and N queries or one; the slope of the sum of touched and elsewhere.
+nlohmann::ordered_json series(const stages::CudaStep& step, bool one_query) {
+  nlohmann::ordered_json points = nlohmann::ordered_json::array();
+  double n_sum = 0, y_sum = 0, nn = 0, ny = 0, count = 0;
+  for (std::int64_t n = 512; n <= 16384; n *= 2) {
+    const Measured measured = measure(step, one_query ? 1 : n, n);
+    points.push_back({{"n", n},
+                      {"workspace_declared", measured.declared},
+                      {"workspace_touched", measured.touched},
+                      {"elsewhere", measured.elsewhere}});
+    const double x = std::log(static_cast<double>(n));
+    const double y = std::log(
+        static_cast<double>(std::max<std::size_t>(measured.touched + measured.elsewhere, 64)));
+    n_sum += x, y_sum += y, nn += x * x, ny += x * y, count += 1;
+  }
+  const double slope = (count * ny - n_sum * y_sum) / (count * nn - n_sum * n_sum);
+  return {{"slope", slope}, {"points", points}};
+}
+
 }  // namespace
 
 int main() {
+  const harness::Table table = stages::gpu_implementations();
   nlohmann::ordered_json all = nlohmann::ordered_json::array();
-  for (const stages::CudaStep& step : stages::gpu_steps()) {
-    nlohmann::ordered_json points = nlohmann::ordered_json::array();
-    double n_sum = 0, y_sum = 0, nn = 0, ny = 0, count = 0;
-    for (std::int64_t n = 512; n <= 16384; n *= 2) {
-      const Measured measured = measure(step, n);
-      points.push_back({{"n", n},
-                        {"workspace_declared", measured.declared},
-                        {"workspace_touched", measured.touched},
-                        {"elsewhere", measured.elsewhere}});
-      const double x = std::log(static_cast<double>(n));
-      const double y = std::log(
-          static_cast<double>(std::max<std::size_t>(measured.touched + measured.elsewhere, 64)));
-      n_sum += x, y_sum += y, nn += x * x, ny += x * y, count += 1;
+  for (std::size_t i = 0; i < table.size(); ++i) {
+    const stages::CudaStep& step = stages::gpu_steps()[i];
+    const Problem smallest = std::get<Problem>(
+        parse_problem(std::string("fwd s1 h1 d64 ") + (step.features.f32 ? "f32" : "f16")));
+    nlohmann::ordered_json row = {{"step", std::string(step.name)}};
+    if (const harness::Support support = table[i]->supports(smallest); support.ok) {
+      row.update(series(step, false));
+      row["one_query"] = series(step, true);
+    } else {
+      row["why_not"] = support.reason;
     }
-    const double slope = (count * ny - n_sum * y_sum) / (count * nn - n_sum * n_sum);
-    all.push_back({{"step", std::string(step.name)}, {"slope", slope}, {"points", points}});
+    all.push_back(row);
   }
   std::printf("%s\n", all.dump(1).c_str());
 }
