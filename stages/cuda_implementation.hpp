@@ -33,6 +33,11 @@ class CudaImplementation : public harness::Implementation {
   harness::Support supports(const Problem& problem) const final;
   std::size_t workspace_bytes(const Problem& problem) const final;
   std::optional<double> bytes_moved(const Problem& problem) const final;
+  harness::Outputs repeatable() const final {
+    harness::Outputs outputs = harness::Outputs::all();
+    outputs.dq = step_.repeatable_dq;
+    return outputs;
+  }
   Status run(const harness::Call& call) const final;
 
  protected:

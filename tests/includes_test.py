@@ -103,7 +103,9 @@ def may_include(name, target):
         return False
     # stages/<chapter>/<step>.cpp: the shared files lie in stages/ itself.
     parts, target_parts = name.split("/"), target.split("/")
-    if folder == target_parts[0] == "stages" and len(parts) > 2 and len(target_parts) > 2:
+    # (gpu/ is no chapter.)
+    if (folder == target_parts[0] == "stages" and len(parts) > 2 and len(target_parts) > 2
+            and parts[1] != "gpu"):
         return posixpath.splitext(name)[0] == posixpath.splitext(target)[0]
     return True
 

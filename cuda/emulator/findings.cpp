@@ -13,7 +13,8 @@ void Block::find(Kind kind, Where where, Where other, const std::string& text) {
     return;
   }
   found_.push_back({kind, where, other, report.findings.size()});
-  report.findings.push_back({kind, launch().name, line.text() + ": " + text, line, earlier, 1});
+  const std::string place = where.known() ? line.text() + ": " : "";
+  report.findings.push_back({kind, launch().name, place + text, line, earlier, 1});
   if (!given_up_ && static_cast<int>(report.findings.size()) >= options().most_findings) give_up();
 }
 

@@ -58,12 +58,13 @@ void Block::use_static(std::uintptr_t address, Access what, Where where) {
       static_bytes_ + launch().shared_bytes > most) {
     find(Kind::bad_launch, Where(), Where(),
          fmt::format("{} bytes of static shared memory{} for a block: {} allows {} static ones, {} "
-                     "in all",
+                     "in all{}",
                      static_bytes_,
                      launch().shared_bytes > 0
                          ? fmt::format(" and {} of dynamic", launch().shared_bytes)
                          : "",
-                     device.name, device.shared_bytes_without_consent, most));
+                     device.name, device.shared_bytes_without_consent, most,
+                     consented ? "" : " without the kernel's consent"));
     give_up();
   }
 }

@@ -1,10 +1,11 @@
 // Seconds of CUDA steps on a GPU, by its own clock. Prints JSON.
 //
-//   tilewise_gpu_benchmark STEPS PROBLEM...      STEPS: beginnings of their names, 4b,4c
+//   tilewise_gpu_benchmark STEPS PROBLEM...   STEPS: beginnings of their names, 4b,cuda.sm80
 //
 // Before every call the second-level cache is filled with something else: in a model, other kernels
 // ran since the inputs were there last. Between two rows the GPU rests: it throttles.
 #include "cuda/device/memory.hpp"
+#include "cuda/kernels/attention.hpp"
 #include "stages/cuda_problem.hpp"
 #include "stages/cuda_stage.hpp"
 #include "stages/gpu/gpu_adapter.hpp"
@@ -94,6 +95,28 @@ Json timed(Clock& clock, const stages::CudaStep& step, const stages::CudaArgs& a
           {"gflops", flops / quantile(0.5) / 1e9}};
 }
 
+TensorView rows(const void* data, DType dtype, std::int64_t b, std::int64_t n, std::int64_t h,
+                std::int64_t d) {
+  TensorView view = contiguous(const_cast<void*>(data), dtype, b, n, h, d);
+  view.device = {DeviceType::cuda, 0};
+  return view;
+}
+
+/// The shipped kernels as a step, by cuda/kernels/attention.hpp.
+Status shipped(const stages::CudaArgs& args) {
+  AttentionParams params;
+  params.softmax_scale = static_cast<double>(args.softmax_scale);
+  params.causal = args.causal;
+  AttentionTensors t;
+  const std::int64_t b = args.batch, d = args.head_dim;
+  t.q = rows(args.q, args.dtype, b, args.seqlen_q, args.nheads_q, d);
+  t.k = rows(args.k, args.dtype, b, args.seqlen_k, args.nheads_k, d);
+  t.v = rows(args.v, args.dtype, b, args.seqlen_k, args.nheads_k, d);
+  t.o = rows(args.o, args.dtype, b, args.seqlen_q, args.nheads_q, d);
+  t.lse = contiguous(args.lse, DType::f32, b, args.nheads_q, args.seqlen_q);
+  return cuda::gpu::forward(params, t, args.stream);
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -113,6 +136,15 @@ int main(int count, char** arguments) {
     }
     stages::CudaArgs args = stages::sizes_of(*problem);
     const gpu_tests::Tensors tensors(args);
+    if (named("cuda.sm80", arguments[1])) {
+      Json row = {{"implementation", "cuda.sm80"}, {"problem", to_string(*problem)}};
+      const stages::CudaStep step = {.name = "cuda.sm80", .run = shipped};
+      if (const Status status = shipped(args); status.ok())
+        row.update(timed(clock, step, args, problem->flops()));
+      else
+        row["why_not"] = status.reason;
+      rows.push_back(row);
+    }
     for (std::size_t i = 0; i < table.size(); ++i) {
       const stages::CudaStep& step = stages::gpu_steps()[i];
       if (!named(step.name, arguments[1])) continue;

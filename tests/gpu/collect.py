@@ -138,11 +138,11 @@ def traffic(folder):
                 "emulator_bytes_read": 32 * sum(part["sectors_loaded"] for part in counted),
                 "emulator_bytes_written": 32 * sum(part["sectors_stored"] for part in counted),
                 "emulator_bank_conflict": entry["report"]["counts"]["shared"]}
-    for path in sorted(folder.glob("ncu-stage.*.csv")):
-        step = path.name[len("ncu-stage."):-len(".csv")]
+    for path in sorted(folder.glob("ncu-*.csv")):
+        step = path.stem.split(".", 1)[1]
         steps.setdefault(step, {}).update(counters(path.read_text()))
-    for path in sorted(folder.glob("busy-stage.*.csv")):
-        step = path.name[len("busy-stage."):-len(".csv")]
+    for path in sorted(folder.glob("busy-*.csv")):
+        step = path.stem.split(".", 1)[1]
         problem, _, text = path.read_text().partition("\n")
         steps.setdefault(step, {})["busy"] = busy(problem, text)
     return steps

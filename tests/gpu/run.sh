@@ -32,7 +32,7 @@ mkdir -p "$state"
 
 steps3=stage.3a_thread_a_row,stage.3b_paper_loops,stage.3c_warp_tiles,stage.3d_backward
 steps4=stage.4a_swapped_loops,stage.4b_tensor_cores,stage.4c_split_queries,stage.4d_causal_blocks
-steps4+=,stage.4e_split_keys,stage.4f_backward
+steps4+=,stage.4e_split_keys,stage.4f_backward,cuda.sm80
 steps_of() { local name=steps$1 && echo "${!name}"; }
 
 build() {
@@ -121,7 +121,7 @@ traffic() {
       large_problem_of "$step" >"$state/busy-$step.csv"
       profile "$step" "$(large_problem_of "$step")" $metrics >>"$state/busy-$step.csv" && break
     done
-    "$bin/tilewise" count "$(small_problem_of "$step")" --impl "emulated.${step#stage.}" --json \
+    "$bin/tilewise" count "$(small_problem_of "$step")" --impl "emulated.${step#*.}" --json \
       >"$state/emulated-$step.json" || fine=1
     emulated+=("emulated-$step")
   done
@@ -140,7 +140,7 @@ backward32=("bwd s1024 h16 d64" "bwd s2048 h16 d64 causal")
 # The papers' sizes: 16384 tokens in all, heads of d that make 2048 columns.
 papers_problems() {
   local n d mask
-  for d in 64 128; do
+  for d in ${2:-64 128}; do
     for mask in "" " causal"; do
       for n in 1024 4096 16384; do
         echo "$1 b$((16384 / n)) s$n h$((2048 / d)) d$d f16$mask"
@@ -162,10 +162,10 @@ benchmark() {
     return
   fi
   local forward backward decode
-  mapfile -t forward < <(papers_problems fwd)
+  mapfile -t forward < <(papers_problems fwd "64 128 256")
   mapfile -t backward < <(papers_problems bwd)
   mapfile -t decode < <(decode_problems)
-  timed fwd4a 4a "${forward32[@]}" && timed fwd4 4b,4c,4d "${forward[@]}" &&
+  timed fwd4a 4a "${forward32[@]}" && timed fwd4 4b,4c,4d,cuda.sm80 "${forward[@]}" &&
     timed bwd4 4f "${backward[@]}" && timed decode4 4d,4e "${decode[@]}" &&
     joined benchmark4 fwd4a fwd4 bwd4 decode4 &&
     peer flash flash "${forward[@]}" "${backward[@]}" "${decode[@]}"
