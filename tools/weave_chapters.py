@@ -143,6 +143,19 @@ def step_of(name):
     return name[len("stage."):] if name.startswith("stage.") else None
 
 
+# A chapter's shipped kernel, as the last of its steps: "~" sorts behind letters.
+SHIPPED = {"sm80": "4~sm80"}
+
+
+def on_gpu_step(name):
+    """The same of an implementation on a GPU; "cuda.sm80" is the step that chapter 4 ends with."""
+    return SHIPPED.get(name.split(".")[-1]) or step_of(name)
+
+
+def label_of(step):
+    return step.split("~")[-1]
+
+
 def runs_of(tour, prefix, tensors):
     return [run for run in tour.get("runs", [])
             if (step_of(run.get("implementation", "")) or "").startswith(prefix)
@@ -331,7 +344,7 @@ def seconds_of_steps(benchmark):
     """{cell: {"3a": seconds, ...}}, in the order in which they were measured."""
     cells = {}
     for row in benchmark.get("rows") or []:
-        step = step_of(row["implementation"])
+        step = on_gpu_step(row["implementation"])
         if step:
             cells.setdefault(cell_of(row["problem"]), {})[step.split("_")[0]] = row["seconds"]
     return cells
@@ -358,8 +371,8 @@ def speed_table(cells, chapter, naive, flash):
     head[0] += " / times as fast as the step before" if ratios else ""
     with_naive = any(cell in naive for cell in cells)
     with_flash = any(cell in flash for cell in cells)
-    head += ["naive"] * with_naive + earlier + steps
-    head += ["PyTorch's flash", "%s, times as fast" % steps[-1]] * with_flash
+    head += ["naive"] * with_naive + earlier + [label_of(step) for step in steps]
+    head += ["PyTorch's flash", "%s, times as fast" % label_of(steps[-1])] * with_flash
     rows = []
     for cell, seconds in cells.items():
         row = [cell.size_text() + ("" if one_size else ", " + cell.heads_text())]
@@ -389,7 +402,7 @@ def table_of_steps(title, columns, records):
     rows = []
     for step, record in sorted(records.items()):
         cell = cell_of(record["problem"])
-        rows.append(["%s: %s %s, %s" % (step.split("_")[0], cell.kind, cell.size_text(),
+        rows.append(["%s: %s %s, %s" % (label_of(step).split("_")[0], cell.kind, cell.size_text(),
                                         cell.heads_text())]
                     + [text(make, record) for _, make in columns])
     there = [n + 1 for n in range(len(columns)) if any(row[n + 1] != "-" for row in rows)]
@@ -400,7 +413,11 @@ def table_of_steps(title, columns, records):
 def traffic_table(records):
     """Of one call of each step: bytes by the formula, and as ncu counted them."""
     def megabytes(*names):
-        return lambda record: "%.1f" % (sum(record[name] for name in names) / 1e6)
+        def text(record):  # a formula of 0: none was worked out
+            if not all(record[name] for name in names):
+                raise KeyError(names)
+            return "%.1f" % (sum(record[name] for name in names) / 1e6)
+        return text
 
     return table_of_steps("one call, in MB", [
         ("by the formula", megabytes("formula_bytes")),
@@ -452,8 +469,9 @@ def on_gpu(results, link, chapter):
     for cell, seconds in cells.items():
         groups.setdefault((cell.kind, cell.dtype), {})[cell] = seconds
     texts = [speed_table(group, chapter, naive, flash) for group in groups.values()]
-    traffic = {step: row for step, row in (results.get("traffic") or {}).items()
-               if step.startswith(chapter) and "problem" in row}
+    traffic = {SHIPPED.get(step, step): row
+               for step, row in (results.get("traffic") or {}).items() if "problem" in row}
+    traffic = {step: row for step, row in traffic.items() if step.startswith(chapter)}
     if traffic:
         texts.append(traffic_table(traffic))
     busy = {step: row["busy"] for step, row in traffic.items() if "busy" in row}

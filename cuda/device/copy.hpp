@@ -18,20 +18,27 @@ namespace detail {
 template <int Threads, class Tile, class T, class Copy>
 __device__ __forceinline__ void for_chunks(Tile& to, const T* from, std::int64_t row_stride,
                                            int rows, int columns, Copy copy) {
-  static_assert(Threads % Tile::chunks == 0 && Tile::rows * Tile::chunks % Threads == 0,
-                "a thread has one chunk of every so many rows");
-  constexpr int pass = Threads / Tile::chunks;  // rows
-  const int row = static_cast<int>(threadIdx.x) / Tile::chunks;
-  const int chunk = static_cast<int>(threadIdx.x) % Tile::chunks;
-  const T* const mine = from + row * row_stride + chunk * Tile::chunk_size;
-  T* const place = to.chunk(row, chunk);
-  const int there = chunk * Tile::chunk_size < columns ? rows - row : 0;
-  TILEWISE_UNROLL
-  for (int first = 0; first < Tile::rows; first += pass) {
-    // A swizzle comes round every eight rows: then one place serves them all.
-    T* const to_chunk =
-        pass % 8 == 0 ? place + first * Tile::columns : to.chunk(row + first, chunk);
-    copy(to_chunk, mine + first * row_stride, first < there);
+  constexpr int all = Tile::rows * Tile::chunks, pass = Threads / Tile::chunks;  // rows at once
+  if constexpr (Threads % Tile::chunks == 0 && all % Threads == 0) {
+    // The same chunk of every so many rows: addresses are one, and what is added to it.
+    const int row = static_cast<int>(threadIdx.x) / Tile::chunks;
+    const int chunk = static_cast<int>(threadIdx.x) % Tile::chunks;
+    const T* const mine = from + row * row_stride + chunk * Tile::chunk_size;
+    T* const place = to.chunk(row, chunk);
+    const int there = chunk * Tile::chunk_size < columns ? rows - row : 0;
+    TILEWISE_UNROLL
+    for (int first = 0; first < Tile::rows; first += pass) {
+      // A swizzle comes round every eight rows: then one place serves them all.
+      T* const to_chunk =
+          pass % 8 == 0 ? place + first * Tile::columns : to.chunk(row + first, chunk);
+      copy(to_chunk, mine + first * row_stride, first < there);
+    }
+  } else {
+    for (int number = static_cast<int>(threadIdx.x); number < all; number += Threads) {
+      const int row = number / Tile::chunks, chunk = number % Tile::chunks;
+      copy(to.chunk(row, chunk), from + row * row_stride + chunk * Tile::chunk_size,
+           row < rows && chunk * Tile::chunk_size < columns);
+    }
   }
 }
 
