@@ -35,6 +35,15 @@ harness::Table implementations() {
   return table;
 }
 
+Problem problem_for(const harness::Implementation& implementation, const std::string& sizes) {
+  for (const char* const pass : {"bwd", "fwd"})
+    for (const char* const dtype : {"f32", "f16"}) {
+      Problem problem = parse(fmt::format("{} {} {}", pass, sizes, dtype));
+      if (implementation.supports(problem).ok) return problem;
+    }
+  return parse("fwd " + sizes);
+}
+
 harness::Table implementations_for(const std::string& names) {
   harness::Table table = implementations();
   if (names.find("bug.") != std::string::npos) append(table, bugs::planted_bugs());

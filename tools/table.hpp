@@ -37,4 +37,9 @@ std::vector<const harness::Implementation*> select(const harness::Table& table,
 /// The one implementation that `name` means; throws BadInput when there is none, or more than one.
 const harness::Implementation& select_one(const harness::Table& table, const std::string& name);
 
+/// A problem of these sizes as an implementation wants it: backward where there is that (a step
+/// that can do both passes is there for its sake), in float32, or float16 where only tensor cores
+/// are.
+Problem problem_for(const harness::Implementation& implementation, const std::string& sizes);
+
 }  // namespace tilewise::tools

@@ -43,11 +43,6 @@ Plan plan_of(bool quick) {
   return {"s512 h4 d64 seed=1", "b3 s179 h12 d32 fill=real", 512, {512, 1024, 2048, 4096}, 0.4, 2};
 }
 
-/// A step that can do both passes is there for the sake of the backward one.
-const char* pass_of(const Implementation& implementation) {
-  return implementation.supports(parse("bwd s64 h2 d32")).ok ? "bwd" : "fwd";
-}
-
 class Guide {
  public:
   explicit Guide(const TourOptions& options)
@@ -87,23 +82,29 @@ class Guide {
  private:
   /// One implementation; answers how it went, in a word or two.
   std::string visit(const Implementation& implementation, Progress& progress) {
-    const std::string pass = pass_of(implementation);
-    const Problem normal = parse(fmt::format("{} {}", pass, plan_.normal));
-    const Problem real = parse(fmt::format("{} {}", pass, plan_.real));
+    const Problem normal = problem_for(implementation, plan_.normal);
+    const Problem real = problem_for(implementation, plan_.real);
     if (const harness::Support support = implementation.supports(normal); !support.ok) {
       tour_.not_run.push_back(
           {std::string(implementation.name()), std::string(implementation.idea()), support.reason});
       return "not run: " + support.reason;
     }
     TourRun first = judge(implementation, normal, "normal", progress, 0);
-    first.memory = harness::measure_scaling(implementation,
-                                            parse(fmt::format("{} s{} h1 d32", pass, plan_.base)),
-                                            plan_.lengths, options_.data);
+    // Of another device the tensors' copies here would be measured.
+    if (!implementation.on_device())
+      first.memory = harness::measure_scaling(
+          implementation, problem_for(implementation, fmt::format("s{} h1 d32", plan_.base)),
+          plan_.lengths, options_.data);
     progress.within(0.6);
     judge_features(implementation, first);
+    bool passed = first.verdict.passed();
+    if (!implementation.supports(real).ok) {
+      tour_.runs.push_back(std::move(first));
+      return passed ? "pass" : "FAIL";
+    }
     TourRun second = judge(implementation, real, "real", progress, 0.7);
     second.memory = first.memory;
-    const bool passed = first.verdict.passed() && second.verdict.passed();
+    passed = passed && second.verdict.passed();
     tour_.runs.push_back(std::move(first));
     tour_.runs.push_back(std::move(second));
     return passed ? "pass" : "FAIL";
@@ -113,7 +114,7 @@ class Guide {
                 Progress& progress, double progress_start) const {
     harness::Options options;
     options.repeats = plan_.repeats;
-    options.measure_memory = true;
+    options.measure_memory = !implementation.on_device();
     options.time_seconds = plan_.time_seconds;
     options.data_directory = options_.data;
     options.progress = [&](double part) { progress.within(progress_start + part * 0.3); };

@@ -1,6 +1,7 @@
 #include "tools/tour_emulated.hpp"
 
 #include "tools/common.hpp"
+#include "tools/table.hpp"
 
 #include "cuda/emulator/emulator.hpp"
 #include "oracle/harness/harness.hpp"
@@ -121,15 +122,8 @@ std::string emulated_json(const EmulatedRun& run) {
 }
 
 EmulatedRun run_emulated(const harness::Implementation& implementation, bool quick) {
-  // Backward where there is one, in float32 where that is served, else in float16.
-  std::string text;
-  for (const char* const pass : {"bwd", "fwd"})
-    for (const char* const dtype : {"f32", "f16"}) {
-      const std::string one =
-          fmt::format("{} s{} h{} d64 {} seed=1", pass, quick ? 64 : 128, quick ? 1 : 2, dtype);
-      if (text.empty() && implementation.supports(parse(one)).ok) text = one;
-    }
-  const Problem problem = parse(text.empty() ? "fwd s64 d64" : text);
+  const Problem problem = problem_for(
+      implementation, fmt::format("s{} h{} d64 seed=1", quick ? 64 : 128, quick ? 1 : 2));
   harness::Options options;
   options.repeats = 1;
   EmulatedRun run;
@@ -153,10 +147,11 @@ std::string emulated_text(const std::vector<EmulatedRun>& runs) {
   std::vector<bool> right(rows.front().size(), true);
   right[0] = right[1] = false;
   std::string text = fmt::format(
-      "CUDA steps under the emulator, on {}: counted, not timed. Bytes of global memory that\n"
-      "threads ask for, and in sectors of 32; the papers' formula; passes over the banks of "
-      "shared\n"
-      "memory for each that its bytes need.\n\n",
+      "CUDA steps under the emulator, on {} (backward where a step has it, f16\n"
+      "where it has tensor cores): counted, not timed. Bytes of global memory that threads ask "
+      "for, "
+      "and in\nsectors of 32; the papers' formula; passes over the banks of shared memory for each "
+      "that its bytes\nneed.\n\n",
       runs.front().verdict.problem);
   text += table_text(rows, right);
   for (const EmulatedRun& run : runs)
@@ -169,8 +164,10 @@ std::string emulated_html(const std::vector<EmulatedRun>& runs) {
   std::string html =
       "<h2>CUDA under the emulator</h2>\n<p>The same kernel sources that a GPU runs, "
       "on the CPU: counted, never timed. ";
-  html += fmt::format("Problem: <code>{}</code>.</p>\n<table><thead><tr><th>step</th>",
-                      html_escaped(runs.front().verdict.problem));
+  html += fmt::format(
+      "Problem: <code>{}</code>, backward where a step has it, f16 where it has "
+      "tensor cores.</p>\n<table><thead><tr><th>step</th>",
+      html_escaped(runs.front().verdict.problem));
   for (const char* const heading : headings) html += fmt::format("<th>{}</th>", heading);
   html += "</tr></thead><tbody>\n";
   for (const EmulatedRun& run : runs) {
