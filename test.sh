@@ -26,7 +26,7 @@ asan-ubsan|480|build test clang|address and undefined-behaviour sanitizers, with
 tsan|260|build test clang|thread sanitizer, with clang's OpenMP
 fuzz|220|build clang|libFuzzer on the C interface, the problem line and the file readers, 60 s each
 qemu|330|build test qemu|emulated processors: x86 without AVX, 64- and 32-bit ARM, RISC-V
-cuda|100|build|nvcc, where there is one: the kernels for a GPU, warnings as errors
+cuda|160|build|nvcc, where there is one: the kernels for a GPU, warnings as errors
 tour|120|build plot|./tour.sh --quick
 EOT
 }
@@ -157,7 +157,7 @@ run_cuda() {
     skipped=$((skipped + 1))
     return
   fi
-  configure gpu && build gpu tilewise_gpu_stages || status=$?
+  configure gpu && build gpu tilewise_gpu_stages tilewise_gpu_kernels || status=$?
   count $status
   return $status
 }
