@@ -15,3 +15,14 @@ function(tilewise_target target)
     target_link_options(${target} PUBLIC --coverage)
   endif()
 endfunction()
+
+# tilewise_together(TARGET NAME FILE...): these files of TARGET are one translation unit, NAME. Most
+# of what compiling them takes is reading the large headers that all of them include.
+function(tilewise_together target name)
+  # Not where a tool is to read file by file, or a debugger's user to change one at a time.
+  if(CMAKE_DISABLE_PRECOMPILE_HEADERS OR CMAKE_BUILD_TYPE STREQUAL "Debug")
+    return()
+  endif()
+  set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_MODE GROUP)
+  set_source_files_properties(${ARGN} PROPERTIES UNITY_GROUP ${name})
+endfunction()

@@ -230,7 +230,9 @@ TEST(Minifloat, Bf16IsTheTopHalfOfAFloat) {
   }
 }
 
-#if defined(__FLT16_MANT_DIG__) && (!defined(__clang__) || __clang_major__ >= 15)
+// g++ 12 has the type in C++ for x86 alone, though it defines the macro for 64-bit ARM too.
+#if defined(__FLT16_MANT_DIG__) && defined(__x86_64__) && \
+    (!defined(__clang__) || __clang_major__ >= 15)
 TEST(Minifloat, F16IsTheCompilersFloat16) {
   __extension__ using Compilers = _Float16;
   for (std::uint16_t code = 0;; ++code) {

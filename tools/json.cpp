@@ -61,6 +61,10 @@ std::string written_json(const Problem& problem, const std::string& directory,
   return finish(json);
 }
 
+std::string new_kernel_json(std::string_view name, const std::vector<std::string>& files) {
+  return finish({{"name", std::string(name)}, {"files", files}});
+}
+
 std::string check_json(const std::vector<harness::Verdict>& verdicts) {
   Json list = Json::array();
   int counts[4] = {};

@@ -31,6 +31,9 @@ std::string list_json(const std::vector<Listed>& listed);
 std::string written_json(const Problem& problem, const std::string& directory,
                          const formats::Arrays& arrays, std::string_view implementation);
 
+/// The files of a new project, by path.
+std::string new_kernel_json(std::string_view name, const std::vector<std::string>& files);
+
 std::string check_json(const std::vector<harness::Verdict>& verdicts);
 
 /// How one implementation did on one problem of `bench`.

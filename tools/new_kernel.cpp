@@ -1,9 +1,9 @@
 // `tilewise new-kernel`: writes a project with a kernel that passes, to be made into another one.
 #include "tools/commands.hpp"
 #include "tools/common.hpp"
+#include "tools/json.hpp"
 
 #include <fmt/core.h>
-#include <nlohmann/json.hpp>
 
 #include <cctype>
 #include <filesystem>
@@ -11,6 +11,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 namespace tilewise::tools {
 
@@ -63,7 +64,7 @@ int new_kernel_command(const NewKernelOptions& options) {
       options.cuda ? std::pair{"kernel.cu", new_kernel_cu}
                    : std::pair{"kernel.cpp", new_kernel_cpp}};
   make_directory(directory);
-  nlohmann::ordered_json written = nlohmann::ordered_json::array();
+  std::vector<std::string> written;
   std::string text;
   for (const auto& [file, contents] : files) {
     const fs::path path = directory / file;
@@ -72,7 +73,7 @@ int new_kernel_command(const NewKernelOptions& options) {
     text += path.string() + "\n";
   }
   if (options.json)
-    print(nlohmann::ordered_json{{"name", options.name}, {"files", written}}.dump(2) + "\n");
+    print(new_kernel_json(options.name, written));
   else
     print(text + fmt::format("\nNext, DIR being where Tilewise is installed:\n"
                              "  cmake -S {0} -B {0}/build -DCMAKE_PREFIX_PATH=DIR\n"

@@ -1,11 +1,20 @@
 // Atomic operations, on memory that other blocks change at the same time.
 #include "cuda/emulator/services.hpp"
 
+#include <array>
 #include <atomic>
-#include <cstring>
+#include <bit>
+#include <cstddef>
 
 namespace tilewise::emulator {
 namespace {
+
+/// Every bit counts: -0 is not 0, a NaN is itself.
+template <class T>
+bool differ(T a, T b) {
+  using Bytes = std::array<std::byte, sizeof(T)>;
+  return std::bit_cast<Bytes>(a) != std::bit_cast<Bytes>(b);
+}
 
 template <class T>
 T changed(T* at, T value, T (*function)(T, T), Site site) {
@@ -14,7 +23,7 @@ T changed(T* at, T value, T (*function)(T, T), Site site) {
   T before = there.load();
   T after = function(before, value);
   while (!there.compare_exchange_weak(before, after)) after = function(before, value);
-  note_outcome(at, std::memcmp(&before, &after, sizeof(T)) != 0, site);
+  note_outcome(at, differ(before, after), site);
   return before;
 }
 

@@ -24,12 +24,12 @@ static_assert(std::endian::native == std::endian::little, "files are little-endi
 
 constexpr std::string_view magic = "\x93NUMPY";
 
-struct Name {
+struct Descr {
   DType dtype;
   std::string_view code;  ///< descr without its byte order
 };
-constexpr Name names[] = {{DType::f64, "f8"}, {DType::f32, "f4"}, {DType::f16, "f2"},
-                          {DType::i64, "i8"}, {DType::i32, "i4"}, {DType::boolean, "b1"}};
+constexpr Descr descrs[] = {{DType::f64, "f8"}, {DType::f32, "f4"}, {DType::f16, "f2"},
+                            {DType::i64, "i8"}, {DType::i32, "i4"}, {DType::boolean, "b1"}};
 
 /// The dictionary, as far as it has been read.
 struct Header {
@@ -205,11 +205,11 @@ Result<Array> parse_npy(std::string_view bytes, const std::string& name) {
 
   const std::string& descr = *header.descr;
   const char order = descr.empty() ? '\0' : descr[0];
-  const auto* row = std::find_if(std::begin(names), std::end(names), [&descr](const Name& it) {
+  const auto* row = std::find_if(std::begin(descrs), std::end(descrs), [&descr](const Descr& it) {
     return descr.size() == 3 && descr.substr(1) == it.code;
   });
   const bool known_order = order == '<' || order == '>' || order == '=' || order == '|';
-  if (row == std::end(names) || !known_order)
+  if (row == std::end(descrs) || !known_order)
     return wrong(
         fmt::format("dtype {}, expected one of f8 f4 f2 i8 i4 b1 after < or >", in_quotes(descr)));
 
@@ -240,9 +240,9 @@ Result<Array> read_npy(const std::filesystem::path& path) {
 }
 
 Result<std::monostate> write_npy(const std::filesystem::path& path, const Array& array) {
-  const auto* row = std::find_if(std::begin(names), std::end(names),
-                                 [&array](const Name& it) { return it.dtype == array.dtype; });
-  if (row == std::end(names))
+  const auto* row = std::find_if(std::begin(descrs), std::end(descrs),
+                                 [&array](const Descr& it) { return it.dtype == array.dtype; });
+  if (row == std::end(descrs))
     return FileError{
         fmt::format("{}: NumPy has no {}, expected f64 f32 f16 i64 i32 or bool; "
                     ".safetensors holds them all",

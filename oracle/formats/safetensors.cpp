@@ -27,11 +27,11 @@ static_assert(std::endian::native == std::endian::little, "files are little-endi
 /// The limit of the format's own reader.
 constexpr std::uint64_t longest_header = 100'000'000;
 
-struct Name {
+struct DTypeName {
   DType dtype;
   std::string_view name;
 };
-constexpr Name names[] = {
+constexpr DTypeName dtype_names[] = {
     {DType::f64, "F64"},   {DType::f32, "F32"},      {DType::f16, "F16"},
     {DType::bf16, "BF16"}, {DType::e4m3, "F8_E4M3"}, {DType::e5m2, "F8_E5M2"},
     {DType::i64, "I64"},   {DType::i32, "I32"},      {DType::boolean, "BOOL"}};
@@ -96,9 +96,9 @@ std::variant<Entry, std::string> parse_entry(const std::string& name, const json
   const auto dtype = fields.find("dtype");
   if (dtype == fields.end() || !dtype->is_string()) return wrong("no dtype");
   const auto& dtype_name = dtype->get_ref<const std::string&>();
-  const auto* row = std::find_if(std::begin(names), std::end(names),
-                                 [&](const Name& it) { return it.name == dtype_name; });
-  if (row == std::end(names))
+  const auto* row = std::find_if(std::begin(dtype_names), std::end(dtype_names),
+                                 [&](const DTypeName& it) { return it.name == dtype_name; });
+  if (row == std::end(dtype_names))
     return wrong(
         fmt::format("dtype {}, expected one of F64 F32 F16 BF16 F8_E4M3 F8_E5M2 I64 I32 "
                     "BOOL",
@@ -222,8 +222,8 @@ Result<std::monostate> write_safetensors(const std::filesystem::path& path, cons
     if (name == "__metadata__") return wrong("no array may be called __metadata__");
     if (const std::string why = detail::mismatch(array); !why.empty())
       return wrong(fmt::format("array {}: {}", in_quotes(name), why));
-    const auto* row = std::find_if(std::begin(names), std::end(names),
-                                   [&](const Name& it) { return it.dtype == array.dtype; });
+    const auto* row = std::find_if(std::begin(dtype_names), std::end(dtype_names),
+                                   [&](const DTypeName& it) { return it.dtype == array.dtype; });
     header[name] = {{"dtype", row->name},
                     {"shape", array.shape},
                     {"data_offsets", {offset, offset + array.bytes.size()}}};

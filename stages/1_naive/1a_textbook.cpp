@@ -11,23 +11,10 @@
 //     +-----+       +----------+ exp +----------+       +-----+        +-----+
 //
 // exp(89) is already larger than any float: one large score makes its row inf / inf = NaN.
-#include "stages/stage.hpp"
-
-#include <Eigen/Core>
+#include "stages/1_naive/eigen.hpp"
 
 namespace tilewise::stages {
-namespace {
-
-using RowMajor = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-using Rows = Eigen::Map<RowMajor, 0, Eigen::OuterStride<>>;
-using ConstRows = Eigen::Map<const RowMajor, 0, Eigen::OuterStride<>>;
-
-Rows eigen(Matrix m) {
-  return {m.data, m.rows, m.cols, Eigen::OuterStride<>(m.stride)};
-}
-ConstRows eigen(ConstMatrix m) {
-  return {m.data, m.rows, m.cols, Eigen::OuterStride<>(m.stride)};
-}
+namespace step_1a {
 
 // [snippet textbook]
 void attend(float softmax_scale, const ConstRows& Q, const ConstRows& K, const ConstRows& V,
@@ -60,7 +47,7 @@ double bytes_moved(const StageArgs& args) {
 }
 // [end bytes_moved]
 
-}  // namespace
+}  // namespace step_1a
 
 Step textbook() {
   return {.name = "stage.1a_textbook",
@@ -68,8 +55,8 @@ Step textbook() {
               "softmax(Q K^T) V with whole matrices, exactly as the formula says: large scores "
               "overflow.",
           .features = {},
-          .run = run,
-          .bytes_moved = bytes_moved};
+          .run = step_1a::run,
+          .bytes_moved = step_1a::bytes_moved};
 }
 
 }  // namespace tilewise::stages

@@ -8,23 +8,10 @@
 //     row of S   [ 3  1  7 -2 ]   m = 7
 //     S - m      [-4 -6  0 -9 ]
 //     exp        [.018 .002 1 .0001]   l = 1.02      P = exp / l
-#include "stages/stage.hpp"
-
-#include <Eigen/Core>
+#include "stages/1_naive/eigen.hpp"
 
 namespace tilewise::stages {
-namespace {
-
-using RowMajor = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-using Rows = Eigen::Map<RowMajor, 0, Eigen::OuterStride<>>;
-using ConstRows = Eigen::Map<const RowMajor, 0, Eigen::OuterStride<>>;
-
-Rows eigen(Matrix m) {
-  return {m.data, m.rows, m.cols, Eigen::OuterStride<>(m.stride)};
-}
-ConstRows eigen(ConstMatrix m) {
-  return {m.data, m.rows, m.cols, Eigen::OuterStride<>(m.stride)};
-}
+namespace step_1b {
 
 // [snippet safe_softmax]
 void attend(float softmax_scale, const ConstRows& Q, const ConstRows& K, const ConstRows& V,
@@ -53,7 +40,7 @@ double bytes_moved(const StageArgs& args) {
   return 4 * static_cast<double>(args.batch * args.nheads_q) * floats_a_head;
 }
 
-}  // namespace
+}  // namespace step_1b
 
 Step safe_softmax() {
   return {.name = "stage.1b_safe_softmax",
@@ -61,8 +48,8 @@ Step safe_softmax() {
               "Subtract each row's maximum before exp: the same quotient, and nothing "
               "overflows.",
           .features = {},
-          .run = run,
-          .bytes_moved = bytes_moved};
+          .run = step_1b::run,
+          .bytes_moved = step_1b::bytes_moved};
 }
 
 }  // namespace tilewise::stages

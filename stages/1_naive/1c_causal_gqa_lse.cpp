@@ -9,26 +9,13 @@
 //      . . . . . .  row 0  empty       seqlen_k) is not 0/0: here, O = 0 and LSE = -inf, as in
 //      x . . . . .  row 1              flash-attn 3. Others choose otherwise: docs/conventions.md.
 //      x x . . . .  row 2
-#include "stages/stage.hpp"
-
-#include <Eigen/Core>
+#include "stages/1_naive/eigen.hpp"
 
 #include <cmath>
 #include <limits>
 
 namespace tilewise::stages {
-namespace {
-
-using RowMajor = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-using Rows = Eigen::Map<RowMajor, 0, Eigen::OuterStride<>>;
-using ConstRows = Eigen::Map<const RowMajor, 0, Eigen::OuterStride<>>;
-
-Rows eigen(Matrix m) {
-  return {m.data, m.rows, m.cols, Eigen::OuterStride<>(m.stride)};
-}
-ConstRows eigen(ConstMatrix m) {
-  return {m.data, m.rows, m.cols, Eigen::OuterStride<>(m.stride)};
-}
+namespace step_1c {
 
 // [snippet softmax_rows]
 /// P = softmax of the visible part of each row of S, zero elsewhere; and the rows' LSE.
@@ -73,7 +60,7 @@ double bytes_moved(const StageArgs& args) {
   return 4 * static_cast<double>(args.batch * args.nheads_q) * floats_a_head;
 }
 
-}  // namespace
+}  // namespace step_1c
 
 Step causal_gqa_lse() {
   return {.name = "stage.1c_causal_gqa_lse",
@@ -81,8 +68,8 @@ Step causal_gqa_lse() {
               "Causal mask, shared key heads, rows without keys, and the log-sum-exp of each "
               "row.",
           .features = {.causal = true, .grouped_heads = true, .lse = true},
-          .run = run,
-          .bytes_moved = bytes_moved};
+          .run = step_1c::run,
+          .bytes_moved = step_1c::bytes_moved};
 }
 
 }  // namespace tilewise::stages

@@ -12,26 +12,13 @@
 //   S --exp--> P ---------+----> dS --> dQ, dK
 //              |          |
 //              dV   dP ---+            Query heads that share a key head add to the same dK, dV.
-#include "stages/stage.hpp"
-
-#include <Eigen/Core>
+#include "stages/1_naive/eigen.hpp"
 
 #include <cmath>
 #include <limits>
 
 namespace tilewise::stages {
-namespace {
-
-using RowMajor = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-using Rows = Eigen::Map<RowMajor, 0, Eigen::OuterStride<>>;
-using ConstRows = Eigen::Map<const RowMajor, 0, Eigen::OuterStride<>>;
-
-Rows eigen(Matrix m) {
-  return {m.data, m.rows, m.cols, Eigen::OuterStride<>(m.stride)};
-}
-ConstRows eigen(ConstMatrix m) {
-  return {m.data, m.rows, m.cols, Eigen::OuterStride<>(m.stride)};
-}
+namespace step_1d {
 
 RowMajor softmax_rows(const StageArgs& args, const RowMajor& S, float* lse) {  // as in 1c
   RowMajor P = RowMajor::Zero(S.rows(), S.cols());
@@ -89,14 +76,14 @@ double bytes_moved(const StageArgs& args) {
   return 4 * static_cast<double>(args.batch * args.nheads_q) * floats_a_head;
 }
 
-}  // namespace
+}  // namespace step_1d
 
 Step naive_backward() {
   return {.name = "stage.1d_backward",
           .idea = "The chain rule with whole matrices: P, dP and dS all stand in memory.",
           .features = {.causal = true, .grouped_heads = true, .lse = true, .backward = true},
-          .run = run,
-          .bytes_moved = bytes_moved};
+          .run = step_1d::run,
+          .bytes_moved = step_1d::bytes_moved};
 }
 
 }  // namespace tilewise::stages
