@@ -11,7 +11,7 @@
 //     +-----+       +----------+ exp +----------+       +-----+        +-----+
 //
 // exp(89) is already larger than any float: one large score makes its row inf / inf = NaN.
-#include "stages/1_naive/eigen.hpp"
+#include "stages/eigen.hpp"
 
 namespace tilewise::stages {
 namespace step_1a {

@@ -8,7 +8,7 @@
 //     row of S   [ 3  1  7 -2 ]   m = 7
 //     S - m      [-4 -6  0 -9 ]
 //     exp        [.018 .002 1 .0001]   l = 1.02      P = exp / l
-#include "stages/1_naive/eigen.hpp"
+#include "stages/eigen.hpp"
 
 namespace tilewise::stages {
 namespace step_1b {

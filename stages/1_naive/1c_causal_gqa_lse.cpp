@@ -9,7 +9,7 @@
 //      . . . . . .  row 0  empty       seqlen_k) is not 0/0: here, O = 0 and LSE = -inf, as in
 //      x . . . . .  row 1              flash-attn 3. Others choose otherwise: docs/conventions.md.
 //      x x . . . .  row 2
-#include "stages/1_naive/eigen.hpp"
+#include "stages/eigen.hpp"
 
 #include <cmath>
 #include <limits>

@@ -12,7 +12,7 @@
 //   S --exp--> P ---------+----> dS --> dQ, dK
 //              |          |
 //              dV   dP ---+            Query heads that share a key head add to the same dK, dV.
-#include "stages/1_naive/eigen.hpp"
+#include "stages/eigen.hpp"
 
 #include <cmath>
 #include <limits>
