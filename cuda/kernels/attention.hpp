@@ -1,31 +1,26 @@
-// The shipped CUDA kernels, by the vocabulary of core/: what they serve, and the calls.
+// The shipped CUDA kernels, by the vocabulary of core/: who computes what, and the calls.
 //
-// Nothing here allocates, synchronises or looks at device memory: a call puts work into a stream
-// and can be captured in a graph. Every function of kernels exists twice, for the GPU and for the
-// emulator (cuda/device/platform.hpp).
+// Every function of kernels exists twice, for the GPU and for the emulator
+// (cuda/device/platform.hpp); what only looks at shapes exists once.
 #pragma once
 
-#include "core/attention.hpp"
-#include "core/status.hpp"
+#include "core/device_backend.hpp"
 
 namespace tilewise::cuda {
 
-/// ok, if the forward pass of these parameters and tensors is computed here; else what of it is
-/// not, by name. Looks at shapes, strides, dtypes and addresses, never at memory. Tensors have been
-/// checked to fit together.
-Status serves_forward(const AttentionParams& params, const AttentionTensors& tensors);
+/// Who computes this call: of the families of families.hpp the first that serves it. Looks at
+/// shapes, strides, dtypes and addresses, never at memory.
+DeviceChoice choose(const DeviceCall& call, const DeviceLimits& limits);
 
-#define TILEWISE_CUDA_CALLS                                                            \
-  /* O, and LSE where it is present. `stream` is a cudaStream_t; the status is that */ \
-  /* of the launch (cuda/device/launch.hpp). */                                        \
-  Status forward(const AttentionParams& params, const AttentionTensors& tensors, void* stream);
+/// The workspace of whom `choose` chooses; 0 also where nobody serves the call.
+std::size_t workspace_bytes(const DeviceCall& call, const DeviceLimits& limits);
 
 namespace emulated {
-TILEWISE_CUDA_CALLS
+Status compute(const DeviceCall& call, const DeviceLimits& limits, void* workspace, void* stream);
 }
 namespace gpu {
-TILEWISE_CUDA_CALLS
+/// `stream` is a cudaStream_t. The status is that of the launches (cuda/device/launch.hpp).
+Status compute(const DeviceCall& call, const DeviceLimits& limits, void* workspace, void* stream);
 }
-#undef TILEWISE_CUDA_CALLS
 
 }  // namespace tilewise::cuda

@@ -1,5 +1,5 @@
-// From a call to the kernel that computes it.
-#include "cuda/kernels/attention.hpp"
+// From a call to the instantiation that computes it.
+#include "cuda/kernels/families.hpp"
 #include "cuda/kernels/sm80/forward.hpp"
 
 namespace tilewise::cuda::TILEWISE_TARGET {
@@ -25,8 +25,9 @@ Status wide(const sm80::ForwardProblem& problem, std::int64_t head_dim, bool cau
 
 }  // namespace
 
-Status forward(const AttentionParams& params, const AttentionTensors& tensors, void* stream) {
-  if (Status status = serves_forward(params, tensors); !status.ok()) return status;
+Status forward(const DeviceCall& call, const DeviceLimits&, void*, void* stream) {
+  const AttentionParams& params = call.params;
+  const AttentionTensors& tensors = call.tensors;
   const TensorView &q = tensors.q, &k = tensors.k;
   if (q.elements() == 0) return {};
   constexpr float log2_e = 1.44269504f;

@@ -24,6 +24,8 @@ Gpu first_gpu() {
     return gpu;
   }
   gpu.compute_capability = 10 * properties.major + properties.minor;
+  gpu.multiprocessors = properties.multiProcessorCount;
+  gpu.shared_bytes_a_block = properties.sharedMemPerBlockOptin;
   gpu.name = std::string(properties.name) + ", compute capability " +
              std::to_string(properties.major) + "." + std::to_string(properties.minor);
   return gpu;

@@ -5,6 +5,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cstddef>
 #include <functional>
 #include <string>
 
@@ -14,6 +15,8 @@ namespace tilewise::stages {
 struct Gpu {
   std::string name, why_not;
   int compute_capability = 0;  ///< 90 for 9.0
+  int multiprocessors = 0;
+  std::size_t shared_bytes_a_block = 0;  ///< with the kernel's own consent
 };
 const Gpu& this_gpu();
 

@@ -104,17 +104,18 @@ TensorView rows(const void* data, DType dtype, std::int64_t b, std::int64_t n, s
 
 /// The shipped kernels as a step, by cuda/kernels/attention.hpp.
 Status shipped(const stages::CudaArgs& args) {
-  AttentionParams params;
+  DeviceCall call;
+  AttentionParams& params = call.params;
   params.softmax_scale = static_cast<double>(args.softmax_scale);
   params.causal = args.causal;
-  AttentionTensors t;
+  AttentionTensors& t = call.tensors;
   const std::int64_t b = args.batch, d = args.head_dim;
   t.q = rows(args.q, args.dtype, b, args.seqlen_q, args.nheads_q, d);
   t.k = rows(args.k, args.dtype, b, args.seqlen_k, args.nheads_k, d);
   t.v = rows(args.v, args.dtype, b, args.seqlen_k, args.nheads_k, d);
   t.o = rows(args.o, args.dtype, b, args.seqlen_q, args.nheads_q, d);
   t.lse = contiguous(args.lse, DType::f32, b, args.nheads_q, args.seqlen_q);
-  return cuda::gpu::forward(params, t, args.stream);
+  return cuda::gpu::compute(call, {90, 132, 227 * 1024}, nullptr, args.stream);
 }
 
 }  // namespace

@@ -2,8 +2,8 @@
 
 #include "cuda/device/launch.hpp"
 #include "cuda/kernels/attention.hpp"
-#include "oracle/harness/buffers.hpp"
 #include "stages/gpu/gpu.hpp"
+#include "tools/device_calls.hpp"
 #include "tools/plugin_device.hpp"
 
 #include <cstdio>
@@ -51,7 +51,7 @@ class CudaKernels final : public harness::Implementation {
  public:
   std::string_view name() const override { return "cuda.sm80"; }
   std::string_view idea() const override {
-    return "The kernel that is shipped for sm_80 and later: 4d, for any strides and head_dim 256.";
+    return "The kernels that are shipped for sm_80 and later, where chapter 4 ends.";
   }
   bool on_device() const override { return true; }
 
@@ -59,10 +59,10 @@ class CudaKernels final : public harness::Implementation {
     const stages::Gpu& gpu = stages::this_gpu();
     if (!gpu.why_not.empty()) return Support::no(gpu.why_not);
     if (gpu.compute_capability < 80) return Support::no("not for " + gpu.name);
-    if (problem.pass == Pass::backward) return Support::no("backward: not yet");
-    const AttentionTensors shapes = harness::tensor_shapes(problem, writes(problem));
-    const Status status = cuda::serves_forward(problem.params(), shapes);
-    return status.ok() ? Support::yes() : Support::no(status.reason);
+    return kernels_support(problem, writes(problem), limits());
+  }
+  std::size_t workspace_bytes(const Problem& problem) const override {
+    return kernels_workspace(problem, writes(problem), limits());
   }
 
   Status run(const harness::Call& call) const override {
@@ -70,7 +70,10 @@ class CudaKernels final : public harness::Implementation {
     DeviceCopy copy(memory, {DeviceType::cuda, 0});
     if (Status status = copy.upload(call); !status.ok()) return status;
     const stages::Launch launch = [&](cudaStream_t stream) {
-      return cuda::gpu::forward(call.params, copy.tensors(), stream);
+      Status computed;
+      for (const DeviceCall& each : device_calls(call.problem, copy.tensors()))
+        if (computed.ok()) computed = cuda::gpu::compute(each, limits(), copy.workspace(), stream);
+      return computed;
     };
     const Status status = call.device_seconds != nullptr
                               ? stages::time_launch(launch, *call.device_seconds)
@@ -79,6 +82,11 @@ class CudaKernels final : public harness::Implementation {
   }
 
  private:
+  static DeviceLimits limits() {
+    const stages::Gpu& gpu = stages::this_gpu();
+    return {gpu.compute_capability, gpu.multiprocessors, gpu.shared_bytes_a_block};
+  }
+
   mutable int calls_ = 0;
 };
 
