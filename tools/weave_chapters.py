@@ -11,7 +11,8 @@ In a page, between a pair of marks, everything is written by this program:
     <!-- snippet: FILE NAME -->       lines of FILE between `[snippet NAME]` and `[end NAME]`
     <!-- /snippet -->                 (FILE from the page's folder, or from the repository's)
     <!-- gpu: 4 -->                   seconds and bytes of the steps whose names start with 4, from
-    <!-- /gpu -->                     docs/results/gpu-*.json: an H100's, if there is one
+    <!-- /gpu -->                     docs/results/gpu-*.json: an H100's, if there is one; or, with
+                                      "ladder", the speed of every forward step
     <!-- measured: 2 -->              the tour's numbers of the steps whose names start with 2
     <!-- /measured -->
     <!-- ladder -->                   every step of the course with its idea and numbers
@@ -451,6 +452,37 @@ def peers_text(benchmark):
     return "; ".join(texts)
 
 
+def gpu_ladder(results, link):
+    """Every forward step that is timed, the shipped kernel behind its chapter's, and PyTorch's
+    flash: TFLOP/s at N 4096, d 128, in the step's numbers."""
+    benchmark = results.get("benchmark") or {}
+    flash = seconds_of_peer(benchmark, "flash")
+    names = {step.split("_")[0]: step.replace("_", " ") for step in map(
+        lambda row: step_of(row["implementation"]), benchmark.get("rows") or []) if step}
+    names.update({step: "the shipped kernel, " + name for name, step in SHIPPED.items()})
+    speeds = {}  # {step: {causal: TFLOP/s}}
+    for cell, seconds in seconds_of_steps(benchmark).items():
+        if (cell.kind, cell.queries, cell.keys, cell.d) != ("fwd", 4096, 4096, 128):
+            continue
+        steps = {**seconds, **({"~PyTorch's flash": flash[cell]} if flash.get(cell) else {})}
+        for step, took in steps.items():
+            row = speeds.setdefault(step, {"dtype": cell.dtype})
+            row[cell.causal] = cell.flops() / 1e12 / took
+    if not speeds:
+        return "Not measured on a GPU yet."
+    rows, before = [], None
+    for step, row in sorted(speeds.items()):
+        over = row[False] / before if before and False in row else None
+        rows.append([names.get(step, label_of(step)), row["dtype"], three_digits(row.get(False)),
+                     three_digits(row.get(True)), plain(over)])
+        before = row.get(False)
+    date = get(results, "dates", "benchmark4")
+    under = "%s%s; N 4096, d 128, 16 heads. [All results](%s)." % (
+        get(results, "machine", "name") or "an unknown GPU", ", " + date if date else "", link)
+    head = ["step", "numbers", "TFLOP/s, full", "causal", "times as fast as the row above"]
+    return table(head, rows, right_from=2) + "\n\n" + under
+
+
 def gpu_results():
     paths = sorted((ROOT / "docs" / "results").glob("gpu-*.json"))
     if not paths:
@@ -507,7 +539,9 @@ def woven(page, text, tour):
             new = code_block(page, argument)
         elif kind == "gpu":
             path, results = gpu_results()
-            new = "\n%s\n" % on_gpu(results, os.path.relpath(path, page.parent), argument)
+            make = gpu_ladder if argument == "ladder" else on_gpu
+            also = () if argument == "ladder" else (argument,)
+            new = "\n%s\n" % make(results, os.path.relpath(path, page.parent), *also)
         elif tour is None:
             return hit.group(0)
         elif kind == "measured":
