@@ -5,10 +5,10 @@
 // Before every call the second-level cache is filled with something else: in a model, other kernels
 // ran since the inputs were there last. Between two rows the GPU rests: it throttles.
 #include "cuda/device/memory.hpp"
-#include "cuda/kernels/attention.hpp"
 #include "stages/cuda_problem.hpp"
 #include "stages/cuda_stage.hpp"
 #include "stages/gpu/gpu_adapter.hpp"
+#include "tests/gpu/shipped.hpp"
 #include "tests/gpu/tensors.hpp"
 
 #include <nlohmann/json.hpp>
@@ -95,29 +95,6 @@ Json timed(Clock& clock, const stages::CudaStep& step, const stages::CudaArgs& a
           {"gflops", flops / quantile(0.5) / 1e9}};
 }
 
-TensorView rows(const void* data, DType dtype, std::int64_t b, std::int64_t n, std::int64_t h,
-                std::int64_t d) {
-  TensorView view = contiguous(const_cast<void*>(data), dtype, b, n, h, d);
-  view.device = {DeviceType::cuda, 0};
-  return view;
-}
-
-/// The shipped kernels as a step, by cuda/kernels/attention.hpp.
-Status shipped(const stages::CudaArgs& args) {
-  DeviceCall call;
-  AttentionParams& params = call.params;
-  params.softmax_scale = static_cast<double>(args.softmax_scale);
-  params.causal = args.causal;
-  AttentionTensors& t = call.tensors;
-  const std::int64_t b = args.batch, d = args.head_dim;
-  t.q = rows(args.q, args.dtype, b, args.seqlen_q, args.nheads_q, d);
-  t.k = rows(args.k, args.dtype, b, args.seqlen_k, args.nheads_k, d);
-  t.v = rows(args.v, args.dtype, b, args.seqlen_k, args.nheads_k, d);
-  t.o = rows(args.o, args.dtype, b, args.seqlen_q, args.nheads_q, d);
-  t.lse = contiguous(args.lse, DType::f32, b, args.nheads_q, args.seqlen_q);
-  return cuda::gpu::compute(call, {90, 132, 227 * 1024}, nullptr, args.stream);
-}
-
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -139,8 +116,11 @@ int main(int count, char** arguments) {
     const gpu_tests::Tensors tensors(args);
     if (named("cuda.sm80", arguments[1])) {
       Json row = {{"implementation", "cuda.sm80"}, {"problem", to_string(*problem)}};
-      const stages::CudaStep step = {.name = "cuda.sm80", .run = shipped};
-      if (const Status status = shipped(args); status.ok())
+      const stages::CudaStep step = gpu_tests::shipped("cuda.sm80", args.backward);
+      device::Memory<unsigned char> workspace;
+      require(workspace.allocate(step.workspace_bytes(args), "the workspace"));
+      args.workspace = workspace.data();
+      if (const Status status = step.run(args); status.ok())
         row.update(timed(clock, step, args, problem->flops()));
       else
         row["why_not"] = status.reason;

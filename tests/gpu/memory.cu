@@ -1,10 +1,12 @@
 // How much device memory a step needs beside its tensors, at several lengths, measured: bytes of
 // its workspace that it touched, and what else the device has less of while it runs. Prints JSON.
 //
-//   tilewise_gpu_memory        every CUDA step of this build that this GPU runs
+//   tilewise_gpu_memory        every CUDA step of this build that this GPU runs, and the shipped
+//   kernels
 #include "cuda/device/memory.hpp"
 #include "stages/cuda_stage.hpp"
 #include "stages/gpu/gpu_adapter.hpp"
+#include "tests/gpu/shipped.hpp"
 #include "tests/gpu/tensors.hpp"
 
 #include <nlohmann/json.hpp>
@@ -97,6 +99,18 @@ int main() {
       row["one_query"] = series(step, true);
     } else {
       row["why_not"] = support.reason;
+    }
+    all.push_back(row);
+  }
+  for (const bool backward : {false, true}) {
+    const char* const name = backward ? "sm80 backward" : "sm80 forward";
+    nlohmann::ordered_json row = {{"step", name}};
+    if (gpu_tests::limits_of_gpu().compute_capability >= 80) {
+      const stages::CudaStep step = gpu_tests::shipped(name, backward);
+      row.update(series(step, false));
+      row["one_query"] = series(step, true);
+    } else {
+      row["why_not"] = "needs compute capability 8.0";
     }
     all.push_back(row);
   }
