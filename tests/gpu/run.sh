@@ -22,6 +22,8 @@
 #                 tensor cores are, and the passes over the banks of shared memory
 #   benchmark?    seconds by CUDA events, beside PyTorch's attention: its math backend (naive) for
 #                 chapter 3, its flash backend for chapter 4
+#   speed         the shipped kernels beside PyTorch's backends, through the C interface, twice
+#                 (tests/gpu/speed.py: docs/results/speed-NAME.json); some ten minutes each time
 #   collect       all of it as one JSON: docs/results/gpu-NAME.json
 set -u
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." || exit
@@ -38,7 +40,7 @@ steps_of() { local name=steps$1 && echo "${!name}"; }
 build() {
   [ -n "${TILEWISE_GPU_BIN:-}" ] && return
   cmake --preset gpu && cmake --build --preset gpu \
-    --target tilewise tilewise_gpu_memory tilewise_gpu_benchmark
+    --target tilewise tilewise_gpu_memory tilewise_gpu_benchmark tilewise_gpu_library
 }
 
 # A step refuses what is not its dtype; the 16-bit problems are nothing to chapter 3.
@@ -171,11 +173,19 @@ benchmark() {
     peer flash flash "${forward[@]}" "${backward[@]}" "${decode[@]}"
 }
 
+speed() {
+  local library=$bin/../lib/libtilewise_gpu.so call
+  [ -n "${TILEWISE_GPU_BIN:-}" ] && library=$bin/libtilewise_gpu.so
+  for call in 1 2; do
+    python3 tests/gpu/speed.py --library "$library" --out "$state/speed$call.json" || return
+  done
+}
+
 collect() { python3 tests/gpu/collect.py "$state" docs/results; }
 
 phases_of() { echo "conformance$1 sanitizer$1 traffic$1 benchmark$1"; }
 case ${*:-all} in
-  all) wanted="build bits memory $(phases_of 3) $(phases_of 4) collect" ;;
+  all) wanted="build bits memory $(phases_of 3) $(phases_of 4) speed collect" ;;
   3 | 4) wanted="build $(phases_of "$1") collect" ;;
   *) wanted="$*" ;;
 esac
