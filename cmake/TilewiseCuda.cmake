@@ -1,9 +1,9 @@
 # Whether kernels are built for a GPU: sets tilewise_cuda. TILEWISE_CUDA is AUTO (where nvcc is
-# found), ON (or it is an error) or OFF. Sanitizers, other processors and the CPU library alone have
-# none.
+# found), ON (or it is an error) or OFF. Sanitizers and other processors have none, and the library
+# alone has them where it says ON.
 set(tilewise_cuda OFF)
 if(TILEWISE_CUDA STREQUAL "OFF" OR TILEWISE_SANITIZE OR CMAKE_CROSSCOMPILING
-   OR NOT (TILEWISE_TOOLS OR TILEWISE_TESTS))
+   OR NOT (TILEWISE_CUDA STREQUAL "ON" OR TILEWISE_TOOLS OR TILEWISE_TESTS))
   return()
 endif()
 include(CheckLanguage)

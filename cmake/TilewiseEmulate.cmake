@@ -19,6 +19,6 @@ function(tilewise_emulate target)
   # elfutils 0.188 does not find clang's lines in DWARF 5. No multiply-adds that the source does not
   # say. The optimiser may not take accesses together.
   set_source_files_properties(${sources} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS
-    "-xc++;-O2;-gdwarf-4;-fno-omit-frame-pointer;-fsanitize=thread;-ffp-contract=off;${hooks}")
+    "-xc++;-O1;-gdwarf-4;-fno-omit-frame-pointer;-fsanitize=thread;-ffp-contract=off;${hooks}")
   target_link_libraries(${target} PUBLIC tilewise::emulator)
 endfunction()

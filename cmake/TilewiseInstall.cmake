@@ -3,6 +3,8 @@
 #   cpu       <prefix>/include/tilewise/*.h, attention.hpp     what apps include
 #             <prefix>/lib/libtilewise.a or .so                tilewise::cpu
 #             <prefix>/lib/pkgconfig/tilewise.pc
+#   cuda      <prefix>/include/tilewise/cuda.h                 what apps include for a GPU
+#             <prefix>/lib/libtilewise_cuda.a or .so           tilewise::cuda; brings cpu
 #   core      <prefix>/include/tilewise/*.h, core/*.hpp        what plug-ins include: tilewise::core,
 #                                                              headers alone
 #   harness   <prefix>/include/tilewise/harness.hpp, gtest.hpp what other people's tests include
@@ -17,7 +19,7 @@
 #                                                              the function tilewise_emulate()
 #   all       <prefix>/lib/cmake/tilewise/                     the package, with these COMPONENTS
 #
-# With TILEWISE_PREFIX=mylib_ everything of cpu is mylib_tilewise, beside <prefix>/include/
+# With TILEWISE_PREFIX=mylib_ everything of cpu and cuda is mylib_tilewise, beside <prefix>/include/
 # mylib_tilewise/tilewise/*. The prefix may be moved afterwards. Libraries that FetchContent built
 # are in nobody's package, so with them the harness is not installed.
 include(GNUInstallDirs)
@@ -36,7 +38,8 @@ install(TARGETS ${tilewise_name}_cpu EXPORT ${tilewise_name}-cpu
         RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} INCLUDES DESTINATION ${tilewise_headers})
 install(DIRECTORY include/tilewise DESTINATION ${tilewise_headers}
         FILES_MATCHING PATTERN "*.h" PATTERN "*.hpp"
-                       PATTERN "harness.hpp" EXCLUDE PATTERN "gtest.hpp" EXCLUDE)
+                       PATTERN "harness.hpp" EXCLUDE PATTERN "gtest.hpp" EXCLUDE
+                       PATTERN "cuda.h" EXCLUDE)
 
 # What whoever links the static library links besides: the package and tilewise.pc say it.
 set(tilewise_static_openmp OFF)
@@ -66,6 +69,15 @@ string(REGEX REPLACE "/$" "" tilewise_pc_up "${tilewise_pc_up}")
 configure_file(cmake/tilewise.pc.in ${PROJECT_BINARY_DIR}/cmake/${tilewise_name}.pc @ONLY)
 install(FILES ${PROJECT_BINARY_DIR}/cmake/${tilewise_name}.pc
         DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+
+# --- cuda -----------------------------------------------------------------------------------------
+if(tilewise_cuda)
+  list(APPEND tilewise_components cuda)
+  install(TARGETS ${tilewise_name}_cuda EXPORT ${tilewise_name}-cuda
+          ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
+          RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+  install(FILES include/tilewise/cuda.h DESTINATION ${tilewise_headers}/tilewise)
+endif()
 
 # --- core -----------------------------------------------------------------------------------------
 if(NOT TILEWISE_LIBRARY_ONLY)

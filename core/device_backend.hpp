@@ -1,8 +1,9 @@
 // What a library of kernels for a device offers whoever holds the device's memory: the seam between
 // the C interface (cpu/api/) and the kernels of cuda/. Neither knows the other.
 //
-// No function here allocates or synchronises, but for `open` and `validate`; none but these two
-// looks at device memory. `compute` puts work into a stream and returns.
+// `choose` and `workspace` look at shapes, strides and addresses. `compute` and `merge` put work
+// into a stream and return: they allocate nothing, wait for nothing, and can be captured in a
+// graph. Device memory is looked at by kernels and by `validate` alone.
 #pragma once
 
 #include "attention.hpp"
@@ -31,7 +32,7 @@ struct DeviceCall {
   bool deterministic = false;     ///< gradients have the same bits in every run
   std::int64_t num_splits = 0;    ///< parts that the keys are cut into; 0: the library's choice
   std::int64_t max_seqlen_q = 0;  ///< packed: no sequence is longer; 0: not known. Dense: seqlen_q
-  std::int64_t max_seqlen_k = 0;
+  std::int64_t max_seqlen_k = 0;  ///< of keys in a cache: what the caller promises, or its capacity
   /// On the device; they replace the parameters' seed and offset unless null.
   const std::uint64_t* philox_seed = nullptr;
   const std::uint64_t* philox_offset = nullptr;
@@ -61,18 +62,71 @@ enum class DeviceError : std::uint32_t {
   capacity = 5     ///< appended rows find no room in the cache
 };
 
-struct DeviceBackend {
-  DeviceType type;
-  const char* name;  ///< "cuda"
-  /// ok, with the limits filled in, if this device can run kernels; else why not.
-  Status (*open)(int device_id, DeviceLimits& limits);
-  DeviceChoice (*choose)(const DeviceCall& call, const DeviceLimits& limits);
-  /// In bytes, beginning at a multiple of 64; 0: none.
-  std::size_t (*workspace)(const DeviceCall& call, const DeviceLimits& limits);
-  Status (*compute)(const DeviceCall& call, const DeviceLimits& limits, void* workspace,
-                    void* stream);
-  /// Waits for the stream, and says what the last call on this workspace found amiss.
-  Status (*validate)(const void* workspace, void* stream);
+/// n attentions over disjoint sets of keys, to be joined by their LSE (tilewise_merge_states). All
+/// have been checked as far as the host can; o and lse may each be one of the parts, element for
+/// element.
+struct DeviceMerge {
+  std::int64_t n = 0;
+  /// Part i of n. The caller's list is the caller's memory, on the host, until the call returns.
+  TensorView (*o_part)(const DeviceMerge& merge, std::int64_t i) = nullptr;
+  TensorView (*lse_part)(const DeviceMerge& merge, std::int64_t i) = nullptr;
+  const void *o_parts = nullptr, *lse_parts = nullptr;  ///< what these two look into
+  TensorView o;    ///< [batch, seqlen, nheads, width], or packed [total, nheads, width]
+  TensorView lse;  ///< [batch, nheads, seqlen], or packed [nheads, total]; may be absent
+  LseBase lse_base{};
+  EmptyRowLse empty_row_lse{};  ///< of a row that no part has seen a key for; its o is 0
 };
+
+/// Library and backend are compiled apart, each with this file: two that see it differently must
+/// not meet. The first number grows with every change that sizes do not show.
+constexpr std::uint64_t device_backend_layout =
+    (std::uint64_t{1} << 32) + (sizeof(DeviceMerge) << 16) + sizeof(DeviceCall);
+
+struct DeviceBackend {
+  std::uint64_t layout = device_backend_layout;
+  DeviceType type = DeviceType::cuda;
+  const char* name = "";  ///< "CUDA"
+  /// ok, with the limits filled in, if this device can run kernels; else why not.
+  Status (*open)(int device_id, DeviceLimits& limits) = nullptr;
+  DeviceChoice (*choose)(const DeviceCall& call, const DeviceLimits& limits) = nullptr;
+  /// In bytes, beginning at a multiple of 64; 0: none, also where nobody serves the call.
+  std::size_t (*workspace)(const DeviceCall& call, const DeviceLimits& limits) = nullptr;
+  /// On the device that the tensors are on. Refuses what nobody serves.
+  Status (*compute)(const DeviceCall& call, const DeviceLimits& limits, void* workspace,
+                    void* stream) = nullptr;
+  /// Null: these kernels have none.
+  Status (*merge)(const DeviceMerge& merge, const DeviceLimits& limits, void* stream) = nullptr;
+  /// Waits for the stream, and says what the last call on this workspace found amiss; a null
+  /// workspace has nothing to say.
+  Status (*validate)(int device_id, const void* workspace, void* stream) = nullptr;
+  /// Memory of the device at a multiple of 256 bytes; null if there is none.
+  void* (*allocate)(int device_id, std::size_t bytes) = nullptr;
+  /// Waits for all work on the device first.
+  void (*release)(int device_id, void* memory) = nullptr;
+};
+
+/// What a WorkspaceHead's word says, as a status.
+inline Status status_of(DeviceError error) {
+  switch (error) {
+    case DeviceError::none: return {};
+    case DeviceError::length:
+      return failure(Code::bad_argument,
+                     "a length or a prefix sum lay outside its tensor, and was clamped");
+    case DeviceError::page:
+      return failure(Code::bad_argument,
+                     "an entry of block_table named no page, and was clamped or left out");
+    case DeviceError::cache_row:
+      return failure(Code::bad_argument,
+                     "cache_batch_idx or cache_leftpad lay outside the cache, and was clamped");
+    case DeviceError::block_list:
+      return failure(Code::bad_argument,
+                     "a count or an index of a block mask lay outside it, and was clamped");
+    case DeviceError::capacity:
+      return failure(Code::bad_argument, "appended rows found no room in the cache");
+  }
+  return failure(Code::failed,
+                 "the workspace begins with %u, which no call has written: it is another one's",
+                 static_cast<unsigned>(error));
+}
 
 }  // namespace tilewise

@@ -45,7 +45,7 @@ TEST(BadInput, Tensors) {
       {"dtype 0", [](World& w) { w.attention.q.dtype = 0; }, bad_argument, "dtype number 0"},
       {"dtype 77", [](World& w) { w.attention.o.dtype = 77; }, bad_argument, "dtype number 77"},
       {"cuda", [](World& w) { w.attention.k.device_type = TILEWISE_CUDA; }, unsupported,
-       "k is on a CUDA device"},
+       "k is on CUDA device 0; this context computes on the CPU"},
       {"device 9", [](World& w) { w.attention.k.device_type = 9; }, bad_argument,
        "k has device type 9"},
       {"misaligned",
@@ -569,7 +569,7 @@ TEST(ContextOptions, BadOnes) {
        },
        TILEWISE_NO_MEMORY, "a context needs"},
       {[](auto& o) { o.device_type = TILEWISE_CUDA; }, unsupported, "the device is CUDA"},
-      {[](auto& o) { o.device_type = 0; }, bad_argument, "device_type is 0"},
+      {[](auto& o) { o.device_type = 3; }, bad_argument, "device_type is 3"},
       {[](auto& o) { o.device_id = 1; }, bad_argument, "device_id is 1"},
   };
   for (const auto& row : table) {
@@ -1028,7 +1028,7 @@ TEST(Query, SaysWhoServes) {
   ASSERT_EQ(tilewise_query(context.get(), &a, TILEWISE_FORWARD, &answer, nullptr), TILEWISE_OK);
   EXPECT_EQ(answer.code, TILEWISE_UNSUPPORTED);
   EXPECT_STREQ(answer.implementation, "");
-  EXPECT_STREQ(answer.reason, "q is on a CUDA device; this version serves tensors on the CPU");
+  EXPECT_STREQ(answer.reason, "q is on CUDA device 0; this context computes on the CPU");
 
   a.q.device_type = TILEWISE_CPU;
   a.k.shape[2] = a.v.shape[2] = 3;

@@ -1,10 +1,5 @@
 #include "tools/device_calls.hpp"
 
-#include "cuda/kernels/attention.hpp"
-#include "oracle/harness/buffers.hpp"
-
-#include <algorithm>
-
 namespace tilewise::tools {
 
 std::vector<DeviceCall> device_calls(const Problem& problem, const AttentionTensors& tensors) {
@@ -22,22 +17,6 @@ std::vector<DeviceCall> device_calls(const Problem& problem, const AttentionTens
   if (problem.pass == Pass::forward) return {forward};
   call.backward = true;
   return {forward, call};
-}
-
-harness::Support kernels_support(const Problem& problem, const harness::Outputs& outputs,
-                                 const DeviceLimits& limits) {
-  for (const DeviceCall& call : device_calls(problem, harness::tensor_shapes(problem, outputs)))
-    if (const DeviceChoice choice = cuda::choose(call, limits); !choice.status.ok())
-      return harness::Support::no(choice.status.reason);
-  return harness::Support::yes();
-}
-
-std::size_t kernels_workspace(const Problem& problem, const harness::Outputs& outputs,
-                              const DeviceLimits& limits) {
-  std::size_t most = 0;
-  for (const DeviceCall& call : device_calls(problem, harness::tensor_shapes(problem, outputs)))
-    most = std::max(most, cuda::workspace_bytes(call, limits));
-  return most;
 }
 
 }  // namespace tilewise::tools

@@ -1,9 +1,9 @@
 #include "tools/emulated_kernels.hpp"
 
+#include "cuda/api/backend.hpp"
 #include "cuda/emulator/named_memory.hpp"
-#include "cuda/kernels/attention.hpp"
 #include "stages/cuda_adapter.hpp"
-#include "tools/device_calls.hpp"
+#include "tools/capi_implementation.hpp"
 
 #include <algorithm>
 #include <string>
@@ -13,8 +13,6 @@
 
 namespace tilewise::tools {
 namespace {
-
-using harness::Support;
 
 /// Memory from the first to the last byte of a tensor; of several tensors where they overlap.
 struct Range {
@@ -33,10 +31,11 @@ std::vector<Range> ranges_of(const harness::Call& call) {
       const std::int64_t reach = (view.shape[n] - 1) * view.strides[n];
       (reach < 0 ? first : last) += reach;
     }
+    // Of a block of q8_0, its 34 bytes are told apart in twos.
+    const std::size_t element = view.dtype == DType::q8_0 ? 2 : size_of(view.dtype);
     const bool output = name == "o" || name == "lse" || (name[0] == 'd' && name != "dout");
     ranges.push_back({std::string(name), reinterpret_cast<std::uintptr_t>(view.at(first)),
-                      reinterpret_cast<std::uintptr_t>(view.at(last + 1)), size_of(view.dtype),
-                      !output});
+                      reinterpret_cast<std::uintptr_t>(view.at(last + 1)), element, !output});
   });
   std::sort(ranges.begin(), ranges.end(),
             [](const Range& a, const Range& b) { return a.begin < b.begin; });
@@ -55,25 +54,31 @@ std::vector<Range> ranges_of(const harness::Call& call) {
   return merged;
 }
 
-class EmulatedKernels final : public harness::Implementation, public stages::Emulated {
+/// The number that such a device has in the emulated machine; -1: it has none.
+int number_of(const emulator::Device& device) {
+  const DeviceBackend& machine = cuda::emulated::backend();
+  DeviceLimits limits;
+  for (int id = 0; id < cuda::emulated::devices; ++id)
+    if (machine.open(id, limits).ok() && limits.compute_capability == device.compute_capability &&
+        limits.multiprocessors == device.multiprocessors &&
+        limits.shared_bytes_a_block == device.shared_bytes_a_block)
+      return id;
+  return -1;
+}
+
+LibraryImplementation::Row row_of(const emulator::Device& device) {
+  LibraryImplementation::Row row = cuda_row("emulated.sm80");
+  row.device_id = number_of(device);
+  row.backend = reinterpret_cast<const tilewise_backend*>(&cuda::emulated::backend());
+  return row;
+}
+
+class EmulatedKernels final : public LibraryImplementation, public stages::Emulated {
  public:
   explicit EmulatedKernels(const emulator::Options& options)
-      : options_(options),
-        limits_{options.device.compute_capability, options.device.multiprocessors,
-                options.device.shared_bytes_a_block} {}
+      : LibraryImplementation(row_of(options.device)), options_(options) {}
 
-  std::string_view name() const override { return "emulated.sm80"; }
-  std::string_view idea() const override {
-    return "The kernels that are shipped for sm_80 and later, where chapter 4 ends.";
-  }
   const emulator::Report& report() const override { return report_; }
-
-  Support supports(const Problem& problem) const override {
-    return kernels_support(problem, writes(problem), limits_);
-  }
-  std::size_t workspace_bytes(const Problem& problem) const override {
-    return kernels_workspace(problem, writes(problem), limits_);
-  }
 
   Status run(const harness::Call& call) const override {
     report_ = {};
@@ -86,17 +91,14 @@ class EmulatedKernels final : public harness::Implementation, public stages::Emu
     emulator::Options options = options_;
     if (call.threads > 0) options.threads = call.threads;
     emulator::Session session(options);
-    Status status;
-    for (const DeviceCall& each : device_calls(call.problem, call.tensors))
-      if (status.ok()) status = cuda::emulated::compute(each, limits_, call.workspace, nullptr);
+    Status status = compute(call, call.tensors, call.workspace, nullptr);
     report_ = std::move(session.report());
     if (!report_.clean()) return failure(Code::failed, "%s", report_.text().c_str());
-    return status;
+    return status.ok() ? validate(call, call.workspace, nullptr) : status;
   }
 
  private:
   emulator::Options options_;
-  DeviceLimits limits_;
   mutable emulator::Report report_;
 };
 

@@ -9,13 +9,28 @@
 
 namespace tilewise::tools {
 
+namespace {
+
+/// The features' problems are f32 where they say nothing; what has 16-bit tensor cores alone is
+/// asked for f16.
+bool wants_f16(const harness::Implementation& implementation) {
+  Problem problem = parse("fwd s70 h2 d64");
+  if (implementation.supports(problem).ok) return false;
+  problem.dtype = DType::f16;
+  return implementation.supports(problem).ok;
+}
+
+}  // namespace
+
 int list_command(const ListOptions& options) {
-  const harness::Table table = with_plugins(implementations_for("emulated"), options.plugins);
+  const harness::Table table = with_plugins(implementations_for("emulated, cuda"), options.plugins);
   std::vector<Listed> listed;
   for (const auto& implementation : table) {
     Listed row{std::string(implementation->name()), std::string(implementation->idea()), {}, false};
+    const bool in_f16 = wants_f16(*implementation);
     for (const Feature& feature : features()) {
-      const Problem problem = parse(std::string(feature.problem));
+      Problem problem = parse(std::string(feature.problem));
+      if (in_f16 && problem.dtype == DType::f32) problem.dtype = DType::f16;
       const harness::Support support = implementation->supports(problem);
       row.features.push_back({std::string(feature.name), support.ok, support.reason});
       if (support.ok && implementation->writes(problem).lse) row.writes_lse = true;

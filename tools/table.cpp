@@ -23,6 +23,21 @@ void append(harness::Table& table, harness::Table more) {
   table.insert(table.end(), std::make_move_iterator(more.begin()),
                std::make_move_iterator(more.end()));
 }
+
+#if !defined(TILEWISE_HAVE_CUDA)
+/// Named, so that whoever asks for them is told why they are not there.
+class AbsentCudaKernels final : public LibraryImplementation {
+ public:
+  AbsentCudaKernels() : LibraryImplementation(cuda_row("cuda.sm80")) {}
+  harness::Support supports(const Problem&) const override {
+    return harness::Support::no("this build has no CUDA: configure it where nvcc is found");
+  }
+};
+
+std::unique_ptr<harness::Implementation> absent_cuda_kernels() {
+  return std::make_unique<AbsentCudaKernels>();
+}
+#endif
 }  // namespace
 
 harness::Table implementations() {
@@ -46,6 +61,9 @@ Problem problem_for(const harness::Implementation& implementation, const std::st
 
 harness::Table implementations_for(const std::string& names) {
   harness::Table table = implementations();
+#if !defined(TILEWISE_HAVE_CUDA)
+  if (names.find("cuda") != std::string::npos) table.push_back(absent_cuda_kernels());
+#endif
   if (names.find("bug.") != std::string::npos) append(table, bugs::planted_bugs());
   if (names.find("emulated") != std::string::npos) append(table, emulated_implementations());
   if (names.find("good.") != std::string::npos) append(table, bugs::correct_kernels());

@@ -12,9 +12,10 @@ namespace tilewise::tools {
 /// The course's steps, in the course's order. Shipped kernels follow them.
 harness::Table implementations();
 
-/// The same, and where a name says "emulated", the CUDA steps under the emulator; "bug." or
-/// "good.", the judge's planted bugs and correct kernels (tests/bugs): so that every verdict's
-/// reproduction line runs. "all" does not mean those.
+/// The same, and where a name says "emulated", the CUDA steps under the emulator; "cuda", the
+/// kernels for a GPU also where this build has none, to say so; "bug." or "good.", the judge's
+/// planted bugs and correct kernels (tests/bugs): so that every verdict's reproduction line runs.
+/// "all" does not mean those.
 harness::Table implementations_for(const std::string& names);
 
 /// A kind of problem, with one small example of it: `list` asks who supports it, the tour has it

@@ -1,4 +1,5 @@
-// The attention calls: read the struct, check everything, hand over to the backend.
+// The attention calls: read the struct, check everything, hand over to who computes it.
+#include "cpu/api/device.hpp"
 #include "cpu/api/sized.hpp"
 #include "cpu/call.hpp"
 #include "cpu/context.hpp"
@@ -50,18 +51,28 @@ Status init(tilewise_attention* attention, std::uint32_t struct_size, const char
   return {};
 }
 
-/// What every call begins with. `call` is complete if the answer is ok.
+/// What is asked, all of whose fields are set, and what it comes to.
+struct Request {
+  tilewise_attention given;
+  Call call;
+};
+
+/// What every call begins with. `request` is complete if the answer is ok.
 Status prepare(const tilewise_context* context, const tilewise_attention* attention,
-               std::int32_t pass, Depth depth, Call& call) {
+               std::int32_t pass, bool question, Request& request) {
   if (context == nullptr) return failure(Code::bad_argument, "context is null");
-  tilewise_attention full = defaults_of({});
-  if (Status status = read_sized("attention", attention, smallest_attention, full); !status.ok())
+  tilewise_attention& given = request.given;
+  given = defaults_of({});
+  if (Status status = read_sized("attention", attention, smallest_attention, given); !status.ok())
     return status;
-  if (Status status = left_out(full.q.dtype == TILEWISE_F64, pass == TILEWISE_BACKWARD);
-      !status.ok())
-    return status;
-  Status status = check_attention(full, pass, depth, call);
-  call.kernels = context->kernels;
+  const bool on_cpu = context->backend == nullptr;
+  if (on_cpu)
+    if (Status status = left_out(given.q.dtype == TILEWISE_F64, pass == TILEWISE_BACKWARD);
+        !status.ok())
+      return status;
+  const Depth depth = question ? Depth::shapes : on_cpu ? Depth::memory : Depth::addresses;
+  Status status = check_attention(given, pass, {depth, context->device}, request.call);
+  request.call.kernels = context->kernels;
   return status;
 }
 
@@ -77,14 +88,42 @@ Status check_stream(const void* stream) {
 
 Status compute(tilewise_context* context, const tilewise_attention* attention, std::int32_t pass,
                void* workspace, std::size_t bytes, void* stream) {
-  Call call;
-  if (Status status = prepare(context, attention, pass, Depth::memory, call); !status.ok())
+  Request request;
+  if (Status status = prepare(context, attention, pass, false, request); !status.ok())
     return status;
+  const Call& call = request.call;
+  if (context->backend != nullptr)
+    return compute_on_device(*context, call, device_call(call, request.given, pass), workspace,
+                             bytes, stream);
   if (Status status = check_stream(stream); !status.ok()) return status;
   const std::size_t needed = workspace_of(call, pass, context->workers.max_workers);
   if (Status status = check_workspace(call, workspace, bytes, needed); !status.ok()) return status;
   return pass == TILEWISE_BACKWARD ? backward(call, context->workers, workspace, bytes)
                                    : forward(call, context->workers, workspace, bytes);
+}
+
+/// The sizes of a workspace: what a call needs, and what it can use more of.
+struct Sizes {
+  std::size_t min = 0, fast = 0;
+};
+
+Status sizes_of(const tilewise_context* context, const tilewise_attention* attention,
+                std::int32_t pass, Sizes& sizes) {
+  Request request;
+  if (Status status = prepare(context, attention, pass, true, request); !status.ok()) return status;
+  const Call& call = request.call;
+  if (context->backend != nullptr) {
+    const DeviceBackend& backend = *context->backend;
+    const DeviceCall on_device = device_call(call, request.given, pass);
+    if (const Status status = backend.choose(on_device, context->limits).status; !status.ok())
+      return status;
+    sizes.min = sizes.fast = backend.workspace(on_device, context->limits);
+    return {};
+  }
+  const int max_workers = context->workers.max_workers;
+  sizes.min = workspace_of(call, pass, max_workers);
+  sizes.fast = pass == TILEWISE_FORWARD ? forward_fast_workspace(call, max_workers) : sizes.min;
+  return {};
 }
 
 void copy(char* to, std::size_t room, std::string_view text) {
@@ -97,22 +136,28 @@ Status query(const tilewise_context* context, const tilewise_attention* attentio
              std::int32_t pass, tilewise_answer* answer) {
   if (answer == nullptr) return failure(Code::bad_argument, "answer is null");
   const std::uint32_t size = answer->struct_size;
-  if (size < sizeof(tilewise_answer) || size > largest_struct)
-    return failure(Code::bad_argument,
-                   "answer has struct_size %u, expected %zu: TILEWISE_ANSWER_INIT sets it", size,
-                   sizeof(tilewise_answer));
-  Call call;
-  const Status status = prepare(context, attention, pass, Depth::shapes, call);
+  if (Status status = check_room("answer", size, sizeof(tilewise_answer), "TILEWISE_ANSWER_INIT");
+      !status.ok())
+    return status;
+  Request request;
   tilewise_answer full{};
-  full.code = static_cast<std::int32_t>(status.code);
-  if (!status.ok()) {
-    copy(full.reason, sizeof full.reason, status.reason);
-  } else {
-    const Choice choice = choose(call, pass == TILEWISE_BACKWARD);
+  Status status = prepare(context, attention, pass, true, request);
+  if (status.ok() && context->backend != nullptr) {
+    const DeviceChoice choice =
+        context->backend->choose(device_call(request.call, request.given, pass), context->limits);
+    status = choice.status;
+    copy(full.implementation, sizeof full.implementation, choice.implementation);
+    copy(full.reason, sizeof full.reason,
+         choice.fast ? "a kernel that was made for such calls" : choice.slow.reason);
+    full.fast = choice.fast ? 1 : 0;
+  } else if (status.ok()) {
+    const Choice choice = choose(request.call, pass == TILEWISE_BACKWARD);
     copy(full.implementation, sizeof full.implementation, choice.name);
     copy(full.reason, sizeof full.reason, choice.reason);
     full.fast = choice.fast ? 1 : 0;
   }
+  full.code = static_cast<std::int32_t>(status.code);
+  if (!status.ok()) copy(full.reason, sizeof full.reason, status.reason);
   write_sized(answer, size, full);
   return {};
 }
@@ -132,15 +177,10 @@ tilewise_status tilewise_attention_workspace(const tilewise_context* context,
                                              const tilewise_attention* attention, std::int32_t pass,
                                              std::size_t* min_bytes, std::size_t* fast_bytes,
                                              tilewise_error* error) {
-  Call call;
-  const tilewise::Status status = prepare(context, attention, pass, Depth::shapes, call);
-  const std::size_t bytes =
-      status.ok() ? workspace_of(call, pass, context->workers.max_workers) : 0;
-  if (min_bytes != nullptr) *min_bytes = bytes;
-  if (fast_bytes != nullptr)
-    *fast_bytes = status.ok() && pass == TILEWISE_FORWARD
-                      ? forward_fast_workspace(call, context->workers.max_workers)
-                      : bytes;
+  Sizes sizes;
+  const tilewise::Status status = sizes_of(context, attention, pass, sizes);
+  if (min_bytes != nullptr) *min_bytes = sizes.min;
+  if (fast_bytes != nullptr) *fast_bytes = sizes.fast;
   return report(error, status);
 }
 
@@ -160,11 +200,13 @@ tilewise_status tilewise_attention_backward(tilewise_context* context,
                 compute(context, attention, TILEWISE_BACKWARD, workspace, workspace_bytes, stream));
 }
 
-tilewise_status tilewise_validate(tilewise_context* context, const void*, void* stream,
+tilewise_status tilewise_validate(tilewise_context* context, const void* workspace, void* stream,
                                   tilewise_error* error) {
   using tilewise::Code;
   if (context == nullptr)
     return report(error, tilewise::failure(Code::bad_argument, "context is null"));
+  if (context->backend != nullptr)
+    return report(error, validate_on_device(*context, workspace, stream));
   return report(error, check_stream(stream));
 }
 

@@ -1,6 +1,7 @@
 // Statuses, and contexts: where to compute and with which threads.
 #include "cpu/context.hpp"
 
+#include "cpu/api/device.hpp"
 #include "cpu/api/sized.hpp"
 #include "cpu/flash/detect.hpp"
 #include "cpu/validate.hpp"
@@ -17,6 +18,13 @@ static_assert(static_cast<int>(Code::unsupported) == TILEWISE_UNSUPPORTED);
 static_assert(static_cast<int>(Code::no_memory) == TILEWISE_NO_MEMORY);
 static_assert(static_cast<int>(Code::failed) == TILEWISE_FAILED);
 static_assert(std::is_same_v<std::int32_t, int>, "the kernels call the caller's parallel_for");
+
+Status check_room(const char* name, std::uint32_t size, std::size_t expected,
+                  const char* initialiser) {
+  if (size >= expected && size <= largest_struct) return {};
+  return failure(Code::bad_argument, "%s has struct_size %u, expected %zu: %s sets it", name, size,
+                 expected, initialiser);
+}
 
 tilewise_status report(tilewise_error* error, const Status& status) {
   const auto code = static_cast<std::int32_t>(status.code);
@@ -88,14 +96,11 @@ Status check_options(const tilewise_context_options& options) {
   if ((options.allocate == nullptr) != (options.free_memory == nullptr))
     return failure(Code::bad_argument,
                    "of allocate and free_memory one is given; expected both or none");
-  if (options.device_type == TILEWISE_CUDA)
-    return failure(Code::unsupported, "the device is CUDA; this version serves the CPU");
-  if (options.device_type != TILEWISE_CPU)
-    return failure(Code::bad_argument, "device_type is %d; expected 1, the CPU",
+  if (options.device_type != TILEWISE_CPU && options.device_type != TILEWISE_CUDA &&
+      options.device_type != TILEWISE_BEST_DEVICE)
+    return failure(Code::bad_argument,
+                   "device_type is %d; expected 1, the CPU, 2, CUDA, or 0, the better of them",
                    static_cast<int>(options.device_type));
-  if (options.device_id != 0)
-    return failure(Code::bad_argument, "device_id is %d; expected 0, the one CPU",
-                   static_cast<int>(options.device_id));
   return {};
 }
 
@@ -109,19 +114,23 @@ Status create(const tilewise_context_options* given, tilewise_context** result) 
         !status.ok())
       return status;
   if (Status status = check_options(options); !status.ok()) return status;
+  Placed placed;
+  if (Status status = place(options, placed); !status.ok()) return status;
   if (options.allocate == nullptr) {
     options.allocate = allocate_by_default;
     options.free_memory = free_by_default;
   }
 
+  // Another device has threads of its own.
+  const bool on_cpu = placed.backend == nullptr;
   int threads =
       options.threads == 0 ? std::min<int>(hardware_threads(), most_threads) : options.threads;
   Workers workers{serial_for, nullptr, 1};
-  if (options.threading == TILEWISE_THREADING_CALLER)
+  if (on_cpu && options.threading == TILEWISE_THREADING_CALLER)
     workers = {options.parallel_for, options.pool, threads};
-  else if (options.threading == TILEWISE_THREADING_OPENMP)
+  else if (on_cpu && options.threading == TILEWISE_THREADING_OPENMP)
     workers = {openmp_for, nullptr, threads};
-  const bool pool = options.threading == TILEWISE_THREADING_THREADS && threads > 1;
+  const bool pool = on_cpu && options.threading == TILEWISE_THREADING_THREADS && threads > 1;
 
   void* const memory = options.allocate(options.allocator_user, sizeof(tilewise_context));
   if (memory == nullptr)
@@ -130,13 +139,16 @@ Status create(const tilewise_context_options* given, tilewise_context** result) 
   const flash::TileKernels* const kernels =
       options.isa == TILEWISE_ISA_AUTO ? flash::best_kernels() : flash::kernels_of(options.isa);
   auto* const context = new (memory) tilewise_context{kernels,
-                                                      options.device_id,
                                                       workers,
                                                       nullptr,
                                                       nullptr,
                                                       options.allocate,
                                                       options.free_memory,
-                                                      options.allocator_user};
+                                                      options.allocator_user,
+                                                      placed.device,
+                                                      placed.backend,
+                                                      placed.limits,
+                                                      placed.choice};
   if (!pool) {
     *result = context;
     return {};
@@ -210,10 +222,15 @@ void tilewise_context_destroy(tilewise_context* context) {
 
 void* tilewise_allocate(tilewise_context* context, std::size_t bytes) {
   if (context == nullptr) return nullptr;
-  return context->allocate(context->allocator_user, bytes == 0 ? 1 : bytes);
+  const std::size_t some = bytes == 0 ? 1 : bytes;
+  if (context->backend != nullptr) return context->backend->allocate(context->device.id, some);
+  return context->allocate(context->allocator_user, some);
 }
 
 void tilewise_free(tilewise_context* context, void* memory) {
-  if (context != nullptr && memory != nullptr)
+  if (context == nullptr || memory == nullptr) return;
+  if (context->backend != nullptr)
+    context->backend->release(context->device.id, memory);
+  else
     context->free_memory(context->allocator_user, memory);
 }

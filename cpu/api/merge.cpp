@@ -50,6 +50,7 @@ struct Parts {
   static TensorView view(const tilewise_tensor& given) {
     TensorView view;
     view.data = given.data;
+    view.device = {static_cast<DeviceType>(given.device_type), given.device_id};
     view.dtype = static_cast<DType>(given.dtype - 1);
     view.ndim = given.ndim;
     for (int dim = 0; dim < given.ndim; ++dim) {
@@ -164,7 +165,7 @@ Status check_apart(const char* output_name, const TensorView& output, const char
 }
 
 Status check(const tilewise_tensor* o, const tilewise_tensor* lse, std::int32_t lse_base,
-             std::int32_t empty_row_lse, Merge& merge) {
+             std::int32_t empty_row_lse, const Scope& scope, Merge& merge) {
   const Parts& parts = merge.parts;
   if (parts.n < 1)
     return failure(Code::bad_argument, "n is %" PRId64 "; expected at least one part", parts.n);
@@ -175,7 +176,7 @@ Status check(const tilewise_tensor* o, const tilewise_tensor* lse, std::int32_t 
                                         : "lse_parts");
   Status status = check_choice("lse_base", lse_base, 2);
   if (status.ok()) status = check_choice("empty_row_lse", empty_row_lse, 3);
-  if (status.ok()) status = check_tensor("o", *o, Depth::memory, merge.o);
+  if (status.ok()) status = check_tensor("o", *o, scope, merge.o);
   if (status.ok()) status = check_output("o", merge.o);
   if (status.ok()) status = check_o("o", merge.o, merge.o);
   if (!status.ok()) return status;
@@ -185,7 +186,7 @@ Status check(const tilewise_tensor* o, const tilewise_tensor* lse, std::int32_t 
   const Rows rows(merge.o);
   const bool packed = merge.o.ndim == 3;
   if (lse != nullptr && (lse->ndim != 0 || lse->data != nullptr)) {
-    status = check_tensor("lse", *lse, Depth::memory, merge.lse);
+    status = check_tensor("lse", *lse, scope, merge.lse);
     if (status.ok()) status = check_output("lse", merge.lse);
     if (status.ok()) status = check_lse("lse", merge.lse, rows, packed);
     if (status.ok()) status = check_apart("lse", merge.lse, "o", merge.o, false);
@@ -194,9 +195,9 @@ Status check(const tilewise_tensor* o, const tilewise_tensor* lse, std::int32_t 
   for (std::int64_t i = 0; i < parts.n; ++i) {
     const Label o_name("o_parts", i), lse_name("lse_parts", i);
     TensorView part, part_lse;
-    status = check_tensor(o_name.text, parts.o[i], Depth::memory, part);
+    status = check_tensor(o_name.text, parts.o[i], scope, part);
     if (status.ok()) status = check_o(o_name.text, part, merge.o);
-    if (status.ok()) status = check_tensor(lse_name.text, parts.lse[i], Depth::memory, part_lse);
+    if (status.ok()) status = check_tensor(lse_name.text, parts.lse[i], scope, part_lse);
     if (status.ok()) status = check_lse(lse_name.text, part_lse, rows, packed);
     if (status.ok()) status = check_apart("o", merge.o, o_name.text, part, true);
     if (status.ok()) status = check_apart("o", merge.o, lse_name.text, part_lse, false);
@@ -207,6 +208,29 @@ Status check(const tilewise_tensor* o, const tilewise_tensor* lse, std::int32_t 
     if (!status.ok()) return status;
   }
   return {};
+}
+
+/// On another device: as the backend sees it.
+Status merge_there(const tilewise_context& context, const Merge& merge, std::int32_t empty_row_lse,
+                   void* stream) {
+  if (context.backend->merge == nullptr)
+    return failure(Code::unsupported, "tilewise_merge_states: these %s kernels do not compute it",
+                   context.backend->name);
+  DeviceMerge there;
+  there.n = merge.parts.n;
+  there.o_parts = merge.parts.o;
+  there.lse_parts = merge.parts.lse;
+  there.o_part = [](const DeviceMerge& self, std::int64_t i) {
+    return Parts::view(static_cast<const tilewise_tensor*>(self.o_parts)[i]);
+  };
+  there.lse_part = [](const DeviceMerge& self, std::int64_t i) {
+    return Parts::view(static_cast<const tilewise_tensor*>(self.lse_parts)[i]);
+  };
+  there.o = merge.o;
+  there.lse = merge.lse;
+  there.lse_base = merge.base_two ? LseBase::two : LseBase::e;
+  there.empty_row_lse = static_cast<EmptyRowLse>(empty_row_lse);
+  return context.backend->merge(there, context.limits, stream);
 }
 
 }  // namespace
@@ -223,11 +247,15 @@ tilewise_status tilewise_merge_states(tilewise_context* context, std::int64_t n,
   using tilewise::Code;
   using tilewise::failure;
   if (context == nullptr) return report(error, failure(Code::bad_argument, "context is null"));
-  if (stream != nullptr)
+  const bool on_cpu = context->backend == nullptr;
+  if (on_cpu && stream != nullptr)
     return report(error, failure(Code::bad_argument, "stream is not null; the CPU has none"));
   Merge merge{{n, o_parts, lse_parts}, {}, {}};
-  if (const tilewise::Status status = check(o, lse, lse_base, empty_row_lse, merge); !status.ok())
+  const Scope scope{on_cpu ? Depth::memory : Depth::addresses, context->device};
+  if (const tilewise::Status status = check(o, lse, lse_base, empty_row_lse, scope, merge);
+      !status.ok())
     return report(error, status);
+  if (!on_cpu) return report(error, merge_there(*context, merge, empty_row_lse, stream));
   const Rows rows(merge.o);
   if (rows.nheads > 0)
     context->workers.parallel_for(context->workers.pool, context->workers.max_workers,

@@ -45,6 +45,10 @@ void write_sized(Struct* to, std::uint32_t size, Struct full) {
   std::memcpy(to, &full, size < sizeof(Struct) ? size : sizeof(Struct));
 }
 
+/// Of a struct that is to be filled in, and was not begun by `initialiser`: why not.
+Status check_room(const char* name, std::uint32_t size, std::size_t expected,
+                  const char* initialiser);
+
 /// Leaves a status with the caller.
 tilewise_status report(tilewise_error* error, const Status& status);
 

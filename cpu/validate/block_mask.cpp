@@ -38,7 +38,7 @@ Status check_list(const Check& check, const TensorView& counts, const TensorView
                   std::int64_t rows) {
   Status status = check_list_shape(check, counts, 3, rows);
   if (status.ok()) status = check_list_shape(check, indices, 4, rows);
-  if (!status.ok() || check.depth == Depth::shapes) return status;
+  if (!status.ok() || check.scope.depth != Depth::memory) return status;
   const std::int64_t key_blocks = blocks_in(check.longest_k, check.call.tensors.block_mask.block_k);
   // A list of batch size 1 beside one of batch size 0 serves no sequence.
   const std::int64_t batch = std::min(check.batch, std::max(counts.shape[0], indices.shape[0]));
@@ -121,7 +121,7 @@ Status check_block_mask(Check& check) {
   Status status = check_list(check, blocks.kv_num_blocks, blocks.kv_indices, rows);
   if (status.ok() && two_lists)
     status = check_list(check, blocks.full_kv_num_blocks, blocks.full_kv_indices, rows);
-  if (status.ok() && two_lists && check.depth == Depth::memory)
+  if (status.ok() && two_lists && check.scope.depth == Depth::memory)
     status = check_lists_are_disjoint(check, rows);
   return status;
 }

@@ -271,7 +271,7 @@ Status check_cache(Check& check) {
   Status status = check_tables(check);
   if (status.ok() && cache.appends()) status = check_appended(check);
   if (status.ok() && cache.rotates()) status = check_rotary_tables(check);
-  if (!status.ok() || check.depth == Depth::shapes) return status;
+  if (!status.ok() || check.scope.depth != Depth::memory) return status;
   for (const auto step : {check_rows, check_blocks, check_appended_places, check_positions}) {
     status = step(check);
     if (!status.ok()) return status;

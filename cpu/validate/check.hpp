@@ -17,7 +17,7 @@ inline constexpr std::int64_t largest_head_dim = 512;
 struct Check {
   const tilewise_attention& given;
   bool backward;
-  Depth depth;
+  Scope scope;
   Call& call;
 
   bool packed_q = false, packed_k = false;
@@ -29,6 +29,22 @@ struct Check {
   /// Sequences may be shorter than the tensors that k and v are.
   bool keys_have_lengths() const { return packed_k || call.tensors.cache.exists(); }
   const char* name_of(const TensorView& view) const;
+};
+
+/// core's for_each_tensor as an array: what is done with each is then compiled once, and not once
+/// for each of them.
+struct NamedTensors {
+  struct Named {
+    const char* name;
+    const TensorView* view;
+  };
+  static constexpr int most = 40;
+  Named all[most];
+  int count = 0;
+
+  explicit NamedTensors(const AttentionTensors& tensors);
+  const Named* begin() const { return all; }
+  const Named* end() const { return all + count; }
 };
 
 /// An element of an i32 tensor of indices.

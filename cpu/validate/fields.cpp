@@ -108,7 +108,7 @@ Status check_numbers(Check& check) {
   params.dropout_p = given.dropout_p;
   params.philox_seed = given.philox_seed;
   params.philox_offset = given.philox_offset;
-  if (check.depth == Depth::memory) {
+  if (check.scope.depth == Depth::memory) {
     if (given.philox_seed_pointer != nullptr)
       std::memcpy(&params.philox_seed, given.philox_seed_pointer, sizeof(std::uint64_t));
     if (given.philox_offset_pointer != nullptr)

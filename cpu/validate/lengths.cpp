@@ -56,7 +56,7 @@ Status lengths_of(const Check& check, const Rows& rows, std::int64_t& longest) {
                rows.name, rows.max_seqlen, rows.name, rows.view.shape[1]);
   longest = rows.packed ? rows.max_seqlen : rows.view.shape[1];
   if (Status status = check_vectors(check, rows); !status.ok()) return status;
-  if (check.depth == Depth::shapes || (!rows.packed && !rows.seqlens.exists())) return {};
+  if (check.scope.depth != Depth::memory || (!rows.packed && !rows.seqlens.exists())) return {};
 
   if (rows.packed && index_at(rows.cu_seqlens, 0) != 0)
     return bad("cu_seqlens_%s starts with %" PRId64 "; expected 0", rows.name,

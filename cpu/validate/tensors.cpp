@@ -4,6 +4,7 @@
 #include "cpu/validate/words.hpp"
 
 #include <cinttypes>
+#include <cstdio>
 #include <iterator>
 #include <string_view>
 
@@ -25,9 +26,10 @@ static_assert(static_cast<int>(DType::q8_0) + 1 == TILEWISE_Q8_0);
 /// A tensor's part in a pass.
 enum class Part : std::uint8_t { none, needed, optional, output, optional_output };
 
-/// Where a tensor of core's list comes from in the caller's struct.
+/// Where a tensor of core's list comes from in the caller's struct. The name lies inside: a pointer
+/// to it would be one to relocate, in every process that loads the library.
 struct Field {
-  std::string_view name;
+  char name[20];
   tilewise_tensor tilewise_attention::*given;
   Part forward = Part::optional, backward = Part::optional;
 };
@@ -75,7 +77,7 @@ constexpr Field fields[] = {
 /// at every call.
 const Field* field_called(std::string_view name) {
   for (const Field& field : fields)
-    if (field.name == name) return &field;
+    if (name == field.name) return &field;
   return nullptr;
 }
 
@@ -97,9 +99,33 @@ Status take(const Check& check, const char* name, TensorView& view) {
     if (part == Part::optional || part == Part::optional_output) return {};
     return bad("%s is absent; the %s pass needs it", name, check.backward ? "backward" : "forward");
   }
-  Status status = check_tensor(name, given, check.depth, view);
+  Status status = check_tensor(name, given, check.scope, view);
   if (status.ok() && is_output(part)) status = check_output(name, view);
   return status;
+}
+
+/// Where a tensor is, and where a context computes.
+struct DeviceText {
+  char text[32];
+  DeviceText(std::int32_t type, std::int32_t id) {
+    if (type == TILEWISE_CPU)
+      std::snprintf(text, sizeof text, "the CPU");
+    else
+      std::snprintf(text, sizeof text, "CUDA device %d", static_cast<int>(id));
+  }
+};
+
+Status check_device(const char* name, const tilewise_tensor& given, const Device& device) {
+  const auto expected = static_cast<std::int32_t>(device.type);
+  if (given.device_type != TILEWISE_CPU && given.device_type != TILEWISE_CUDA)
+    return bad("%s has device type %d; expected %d, as the context's", name,
+               static_cast<int>(given.device_type), static_cast<int>(expected));
+  // There is one CPU: of tensors there, the number is not looked at.
+  if (given.device_type == expected && (given.device_id == device.id || expected == TILEWISE_CPU))
+    return {};
+  return failure(Code::unsupported, "%s is on %s; this context computes on %s", name,
+                 DeviceText(given.device_type, given.device_id).text,
+                 DeviceText(expected, device.id).text);
 }
 
 /// What views of nothing point at, so that they exist().
@@ -107,16 +133,23 @@ alignas(64) constexpr unsigned char nothing[64] = {};
 
 }  // namespace
 
-Status take_tensors(Check& check) {
-  Status status;
-  for_each_tensor(check.call.tensors, [&](const char* name, TensorView& view) {
-    if (status.ok()) status = take(check, name, view);
+NamedTensors::NamedTensors(const AttentionTensors& tensors) {
+  for_each_tensor(tensors, [this](const char* name, const TensorView& view) {
+    all[count++] = {name, &view};
   });
-  return status;
+}
+static_assert(std::size(fields) <= NamedTensors::most);
+
+Status take_tensors(Check& check) {
+  for (const auto& [name, view] : NamedTensors(check.call.tensors))
+    // The list may be of a call that is finished; this one is not.
+    if (Status status = take(check, name, const_cast<TensorView&>(*view)); !status.ok())
+      return status;
+  return {};
 }
 
 Status check_overlaps(Check& check) {
-  if (check.depth == Depth::shapes) return {};
+  if (check.scope.depth == Depth::shapes) return {};
   struct Member {
     const char* name;
     const TensorView* view;
@@ -124,13 +157,12 @@ Status check_overlaps(Check& check) {
   } members[std::size(fields)] = {};
   int count = 0;
   const AttentionTensors& tensors = check.call.tensors;
-  for_each_tensor(tensors, [&](const char* name, const TensorView& view) {
-    if (!view.exists()) return;
-    const bool appended_to =
-        tensors.cache.appends() && (&view == &tensors.k || &view == &tensors.v);
+  for (const auto& [name, view] : NamedTensors(tensors)) {
+    if (!view->exists()) continue;
+    const bool appended_to = tensors.cache.appends() && (view == &tensors.k || view == &tensors.v);
     const bool written = appended_to || is_output(part_of(*field_called(name), check.backward));
-    members[count++] = {name, &view, written};
-  });
+    members[count++] = {name, view, written};
+  }
   for (int i = 0; i < count; ++i)
     for (int j = 0; members[i].written && j < count; ++j) {
       if (members[j].written && j <= i) continue;
@@ -141,19 +173,16 @@ Status check_overlaps(Check& check) {
   return {};
 }
 
-Status check_tensor(const char* name, const tilewise_tensor& given, Depth depth, TensorView& view) {
+Status check_tensor(const char* name, const tilewise_tensor& given, const Scope& scope,
+                    TensorView& view) {
   if (given.ndim < 1 || given.ndim > TensorView::max_dims)
     return bad("%s has %d dimensions; expected 1 to %d", name, static_cast<int>(given.ndim),
                TensorView::max_dims);
   if (given.dtype < TILEWISE_F64 || given.dtype > TILEWISE_Q8_0)
     return bad("%s has dtype number %d, which is none", name, static_cast<int>(given.dtype));
-  if (given.device_type == TILEWISE_CUDA)
-    return failure(Code::unsupported,
-                   "%s is on a CUDA device; this version serves tensors on the CPU", name);
-  if (given.device_type != TILEWISE_CPU)
-    return bad("%s has device type %d; expected 1, the CPU", name,
-               static_cast<int>(given.device_type));
+  if (Status status = check_device(name, given, scope.device); !status.ok()) return status;
   view = {};
+  view.device = scope.device;
   view.data = given.data;
   view.dtype = static_cast<DType>(given.dtype - 1);
   view.ndim = given.ndim;
@@ -172,7 +201,7 @@ Status check_tensor(const char* name, const tilewise_tensor& given, Depth depth,
   ByteRange range;
   if (!byte_range(view, range))
     return bad("%s has sizes and strides that reach beyond any memory", name);
-  if (!somewhere && depth == Depth::memory && range.end > range.begin)
+  if (!somewhere && scope.depth != Depth::shapes && range.end > range.begin)
     return bad("%s has elements and its data is null", name);
   if (reinterpret_cast<std::uintptr_t>(view.data) % alignment_of(view.dtype) != 0)
     return bad("%s is misaligned: its address is no multiple of the %zu bytes of %s", name,
@@ -198,12 +227,10 @@ Status check_workspace(const Call& call, const void* workspace, std::size_t byte
     return bad("workspace is misaligned: expected an address that is a multiple of 64");
   if (bytes < needed)
     return failure(Code::no_memory, "workspace has %zu bytes; this call needs %zu", bytes, needed);
-  Status status;
-  for_each_tensor(call.tensors, [&](const char* name, const TensorView& view) {
-    if (status.ok() && view.exists() && shares_with_bytes(view, workspace, needed))
-      status = bad("%s lies in the workspace; expected memory of its own", name);
-  });
-  return status;
+  for (const auto& [name, view] : NamedTensors(call.tensors))
+    if (view->exists() && shares_with_bytes(*view, workspace, needed))
+      return bad("%s lies in the workspace; expected memory of its own", name);
+  return {};
 }
 
 }  // namespace tilewise::cpu

@@ -10,11 +10,11 @@ Status check_choice(const char* name, std::int32_t value, std::int32_t count) {
              static_cast<int>(count - 1));
 }
 
-Status check_attention(const tilewise_attention& given, std::int32_t pass, Depth depth,
+Status check_attention(const tilewise_attention& given, std::int32_t pass, const Scope& scope,
                        Call& call) {
   if (Status status = check_choice("pass", pass, 2); !status.ok()) return status;
   call = {};
-  Check check{given, pass == TILEWISE_BACKWARD, depth, call};
+  Check check{given, pass == TILEWISE_BACKWARD, scope, call};
   for (const auto step : {check_choices, check_numbers, take_tensors, check_cache_forms,
                           check_activations, check_statistics, check_lengths, check_cache,
                           check_head_vectors, check_scales, check_broadcasts, check_block_mask,
@@ -24,11 +24,9 @@ Status check_attention(const tilewise_attention& given, std::int32_t pass, Depth
 }
 
 const char* Check::name_of(const TensorView& view) const {
-  const char* found = "a tensor";
-  for_each_tensor(call.tensors, [&](const char* name, const TensorView& each) {
-    if (&each == &view) found = name;
-  });
-  return found;
+  for (const auto& [name, each] : NamedTensors(call.tensors))
+    if (each == &view) return name;
+  return "a tensor";
 }
 
 }  // namespace tilewise::cpu

@@ -8,9 +8,9 @@
 namespace tilewise::cuda {
 namespace {
 
-#define TILEWISE_ROW(family)                                                   \
-  {#family, !std::string_view(#family).starts_with("general"), family::serves, \
-   family::workspace_bytes},
+#define TILEWISE_ROW(family)                                 \
+  {#family, std::string_view(#family).ends_with("backward"), \
+   !std::string_view(#family).starts_with("general"), family::serves, family::workspace_bytes},
 constexpr Family families[] = {TILEWISE_FAMILIES(TILEWISE_ROW)};
 #undef TILEWISE_ROW
 
@@ -19,9 +19,11 @@ constexpr Family families[] = {TILEWISE_FAMILIES(TILEWISE_ROW)};
 int family_of(const DeviceCall& call, const DeviceLimits& limits, Status& why) {
   int place = 0;
   for (const Family& family : families) {
-    const Status status = family.serves(call, limits);
-    if (status.ok()) return place;
-    why = status;
+    if (family.backward == call.backward) {
+      const Status status = family.serves(call, limits);
+      if (status.ok()) return place;
+      why = status;
+    }
     ++place;
   }
   return -1;

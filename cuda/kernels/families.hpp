@@ -25,16 +25,22 @@ namespace tilewise::cuda {
                 void* stream);                                                       \
   }
 
-TILEWISE_FAMILY(forward)  ///< full and causal, head_dim 64, 128 and 256
+TILEWISE_FAMILY(decode)            ///< few queries: heads packed, keys divided
+TILEWISE_FAMILY(forward)           ///< full and causal, head_dim 64, 128 and 256
+TILEWISE_FAMILY(backward)          ///< full and causal, head_dim 64 and 128
+TILEWISE_FAMILY(general_forward)   ///< every semantic, by flags
+TILEWISE_FAMILY(general_backward)  ///< the same, of the gradients
 
 #undef TILEWISE_FAMILY
 
 /// All of them, in the order in which they are asked.
-#define TILEWISE_FAMILIES(each) each(forward)
+#define TILEWISE_FAMILIES(each) \
+  each(decode) each(forward) each(backward) each(general_forward) each(general_backward)
 
 struct Family {
   const char* name;
-  bool fast;  ///< compiled for such calls, and not for all
+  bool backward;  ///< which pass; it is asked of no other
+  bool fast;      ///< compiled for such calls, and not for all
   Status (*serves)(const DeviceCall& call, const DeviceLimits& limits);
   std::size_t (*workspace_bytes)(const DeviceCall& call, const DeviceLimits& limits);
 };

@@ -50,6 +50,7 @@
 #define tilewise_context_options_init_sized TILEWISE_NAME(context_options_init_sized)
 #define tilewise_context_create TILEWISE_NAME(context_create)
 #define tilewise_context_destroy TILEWISE_NAME(context_destroy)
+#define tilewise_context_device TILEWISE_NAME(context_device)
 #define tilewise_allocate TILEWISE_NAME(allocate)
 #define tilewise_free TILEWISE_NAME(free)
 #define tilewise_attention_init_sized TILEWISE_NAME(attention_init_sized)
@@ -124,6 +125,9 @@ enum {
 /** Where memory is; the numbers are DLPack's. */
 enum { TILEWISE_CPU = 1, TILEWISE_CUDA = 2 };
 
+/** Of a context alone: the backend's device if that can run kernels, else the CPU. */
+enum { TILEWISE_BEST_DEVICE = 0 };
+
 enum { TILEWISE_MAX_DIMS = 5 };
 
 /**
@@ -195,6 +199,9 @@ typedef void (*tilewise_parallel_for)(void* pool, int32_t max_workers, int64_t n
 typedef void* (*tilewise_allocate_function)(void* user, size_t bytes);
 typedef void (*tilewise_free_function)(void* user, void* memory);
 
+/** Kernels for another device than the CPU, from a library of their own: tilewise/cuda.h. */
+typedef struct tilewise_backend tilewise_backend;
+
 typedef struct tilewise_context_options {
   uint32_t struct_size;
   int32_t isa;       /**< TILEWISE_ISA_AUTO */
@@ -202,11 +209,12 @@ typedef struct tilewise_context_options {
   int32_t threads;   /**< workers at once; 0, the default: as many as the machine has */
   tilewise_parallel_for parallel_for;  /**< for TILEWISE_THREADING_CALLER */
   void* pool;                          /**< its first argument */
-  tilewise_allocate_function allocate; /**< null, the default: the C++ library's */
+  tilewise_allocate_function allocate; /**< host memory; null, the default: the C++ library's */
   tilewise_free_function free_memory;  /**< given exactly where `allocate` is */
   void* allocator_user;                /**< the first argument of both */
   int32_t device_type;                 /**< TILEWISE_CPU */
   int32_t device_id;                   /**< 0 */
+  const tilewise_backend* backend;     /**< tilewise_cuda_backend(), for TILEWISE_CUDA; or null */
 } tilewise_context_options;
 
 /**
@@ -235,7 +243,32 @@ TILEWISE_API tilewise_status tilewise_context_create(const tilewise_context_opti
 /** Ends the threads and frees. No call may be using the context. Null is ignored. */
 TILEWISE_API void tilewise_context_destroy(tilewise_context* context);
 
-/** Memory from the context's allocator, for callers who have none of their own; null on failure. */
+/** What tilewise_context_device answers. */
+typedef struct tilewise_device_choice {
+  uint32_t struct_size;       /**< as TILEWISE_DEVICE_CHOICE_INIT sets it */
+  int32_t device_type;        /**< TILEWISE_CPU or TILEWISE_CUDA: where tensors have to be */
+  int32_t device_id;          /**< and which of those devices */
+  int32_t compute_capability; /**< of CUDA: 80, 90; else 0 */
+  char reason[256];           /**< why this device and no other */
+} tilewise_device_choice;
+
+/** tilewise_device_choice choice = TILEWISE_DEVICE_CHOICE_INIT; */
+#define TILEWISE_DEVICE_CHOICE_INIT                      \
+  {                                                      \
+    (uint32_t)sizeof(tilewise_device_choice), 0, 0, 0, { \
+      0                                                  \
+    }                                                    \
+  }
+
+/** Where a context computes: of TILEWISE_BEST_DEVICE, what it came to. */
+TILEWISE_API tilewise_status tilewise_context_device(const tilewise_context* context,
+                                                     tilewise_device_choice* choice,
+                                                     tilewise_error* error);
+
+/**
+ * Memory for callers who have none of their own; null on failure. On the CPU it is the context's
+ * allocator's; on another device it is memory there, and tilewise_free first waits for the device.
+ */
 TILEWISE_API void* tilewise_allocate(tilewise_context* context, size_t bytes);
 TILEWISE_API void tilewise_free(tilewise_context* context, void* memory);
 
@@ -393,7 +426,8 @@ static inline tilewise_status tilewise_attention_init(tilewise_attention* attent
 /**
  * How large a workspace has to be, and how large it may usefully be. Looks at shapes and fields
  * alone, never at memory: tensors may have null data, lengths need not be there yet. On the CPU
- * the forward pass's `min_bytes` depends on neither sequence length. Either pointer may be null.
+ * the forward pass's `min_bytes` depends on neither sequence length. On CUDA it depends also on
+ * where tensors begin, if they have data. Either pointer may be null.
  */
 TILEWISE_API tilewise_status tilewise_attention_workspace(const tilewise_context* context,
                                                           const tilewise_attention* attention,
@@ -402,9 +436,12 @@ TILEWISE_API tilewise_status tilewise_attention_workspace(const tilewise_context
                                                           tilewise_error* error);
 
 /**
- * Computes o, and lse where it is present. Everything is checked before anything is written.
- * @param workspace aligned to 64 bytes, with arbitrary contents; null where min_bytes is 0
- * @param stream    the device's stream; null on the CPU, where the call returns when it is done
+ * Computes o, and lse where it is present. Everything is checked before anything is written; of
+ * tensors on a device, everything but what their memory holds (tilewise_validate).
+ * @param workspace on the context's device, aligned to 64 bytes, with arbitrary contents; null
+ * where min_bytes is 0
+ * @param stream    on CUDA a cudaStream_t, or null for the default one: the call returns when the
+ * work is in it. Null on the CPU, where the call returns when it is done
  */
 TILEWISE_API tilewise_status tilewise_attention_forward(tilewise_context* context,
                                                         const tilewise_attention* attention,
@@ -436,8 +473,9 @@ TILEWISE_API tilewise_status tilewise_merge_states(
 
 /**
  * Whether the last call on this workspace found what can only be found on the device (lengths, page
- * tables) to be in order. Waits for the stream. On the CPU all that is checked before a call
- * begins, and this answers TILEWISE_OK.
+ * tables) to be in order; where not, it has clamped it, and touched nothing outside. Waits for the
+ * stream. On the CPU all that is checked before a call begins, and this answers TILEWISE_OK.
+ * @param workspace as the call had it; null, of calls without one, which have nothing to find
  */
 TILEWISE_API tilewise_status tilewise_validate(tilewise_context* context, const void* workspace,
                                                void* stream, tilewise_error* error);
@@ -446,8 +484,8 @@ TILEWISE_API tilewise_status tilewise_validate(tilewise_context* context, const 
 typedef struct tilewise_answer {
   uint32_t struct_size;    /**< sizeof(tilewise_answer), as TILEWISE_ANSWER_INIT sets it */
   int32_t code;            /**< the status that the call would have, or TILEWISE_OK */
-  int32_t fast;            /**< 1: by a kernel made for this processor */
-  char implementation[60]; /**< "cpu.portable"; empty if none serves the problem */
+  int32_t fast;            /**< 1: by a kernel made for this processor, or for such calls */
+  char implementation[60]; /**< "cpu.portable", "cuda.sm80"; empty if none serves the problem */
   char reason[256];        /**< why none, or why not a fast one; else empty */
 } tilewise_answer;
 

@@ -40,7 +40,10 @@ steps_of() { local name=steps$1 && echo "${!name}"; }
 build() {
   [ -n "${TILEWISE_GPU_BIN:-}" ] && return
   cmake --preset gpu && cmake --build --preset gpu \
-    --target tilewise tilewise_gpu_memory tilewise_gpu_benchmark tilewise_gpu_library
+    --target tilewise tilewise_gpu_memory tilewise_gpu_benchmark || return
+  # The C interface for Python's ctypes: the libraries alone, shared.
+  cmake -B build/gpu-library -G Ninja -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON \
+    -DTILEWISE_LIBRARY_ONLY=ON -DTILEWISE_CUDA=ON && cmake --build build/gpu-library
 }
 
 # A step refuses what is not its dtype; the 16-bit problems are nothing to chapter 3.
@@ -174,8 +177,8 @@ benchmark() {
 }
 
 speed() {
-  local library=$bin/../lib/libtilewise_gpu.so call
-  [ -n "${TILEWISE_GPU_BIN:-}" ] && library=$bin/libtilewise_gpu.so
+  local library=build/gpu-library/cuda/api/libtilewise_cuda.so call
+  [ -n "${TILEWISE_GPU_BIN:-}" ] && library=$bin/libtilewise_cuda.so
   for call in 1 2; do
     python3 tests/gpu/speed.py --library "$library" --out "$state/speed$call.json" || return
   done

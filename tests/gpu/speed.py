@@ -3,7 +3,7 @@
 the C interface: forward, backward, decoding, by the papers' protocol (16384 tokens in all, heads
 that make 2048 columns).
 
-    python3 tests/gpu/speed.py --library build/gpu/lib/libtilewise_gpu.so --out speed.json
+    python3 tests/gpu/speed.py --library build/gpu-library/cuda/api/libtilewise_cuda.so --out speed.json
     python3 tests/gpu/speed.py ... --rows "forward d64" --cells 1024 4096     a part of it
     python3 tests/gpu/speed.py --table speed.json [second.json]               the tables again
 

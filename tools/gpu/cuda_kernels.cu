@@ -1,18 +1,14 @@
 #include "tools/gpu/cuda_kernels.hpp"
 
-#include "cuda/device/launch.hpp"
-#include "cuda/kernels/attention.hpp"
+#include "include/tilewise/cuda.h"
 #include "stages/gpu/gpu.hpp"
-#include "tools/device_calls.hpp"
+#include "tools/capi_implementation.hpp"
 #include "tools/plugin_device.hpp"
 
 #include <cstdio>
-#include <string_view>
 
 namespace tilewise::tools {
 namespace {
-
-using harness::Support;
 
 /// CUDA's answer as plugin.h wants it.
 tilewise_status answer(cudaError_t error, char* reason, std::size_t bytes) {
@@ -47,44 +43,31 @@ tilewise_plugin device_memory() {
   return plugin;
 }
 
-class CudaKernels final : public harness::Implementation {
+class CudaKernels final : public LibraryImplementation {
  public:
-  std::string_view name() const override { return "cuda.sm80"; }
-  std::string_view idea() const override {
-    return "The kernels that are shipped for sm_80 and later, where chapter 4 ends.";
-  }
-  bool on_device() const override { return true; }
+  CudaKernels() : LibraryImplementation(row()) {}
 
-  Support supports(const Problem& problem) const override {
-    const stages::Gpu& gpu = stages::this_gpu();
-    if (!gpu.why_not.empty()) return Support::no(gpu.why_not);
-    if (gpu.compute_capability < 80) return Support::no("not for " + gpu.name);
-    return kernels_support(problem, writes(problem), limits());
-  }
-  std::size_t workspace_bytes(const Problem& problem) const override {
-    return kernels_workspace(problem, writes(problem), limits());
-  }
+  bool on_device() const override { return true; }
 
   Status run(const harness::Call& call) const override {
     static const tilewise_plugin memory = device_memory();
     DeviceCopy copy(memory, {DeviceType::cuda, 0});
     if (Status status = copy.upload(call); !status.ok()) return status;
     const stages::Launch launch = [&](cudaStream_t stream) {
-      Status computed;
-      for (const DeviceCall& each : device_calls(call.problem, copy.tensors()))
-        if (computed.ok()) computed = cuda::gpu::compute(each, limits(), copy.workspace(), stream);
-      return computed;
+      return compute(call, copy.tensors(), copy.workspace(), stream);
     };
-    const Status status = call.device_seconds != nullptr
-                              ? stages::time_launch(launch, *call.device_seconds)
-                              : stages::launch_in_turn(calls_++, launch);
+    Status status = call.device_seconds != nullptr
+                        ? stages::time_launch(launch, *call.device_seconds)
+                        : stages::launch_in_turn(calls_++, launch);
+    if (status.ok()) status = validate(call, copy.workspace(), nullptr);
     return status.ok() ? copy.download() : status;
   }
 
  private:
-  static DeviceLimits limits() {
-    const stages::Gpu& gpu = stages::this_gpu();
-    return {gpu.compute_capability, gpu.multiprocessors, gpu.shared_bytes_a_block};
+  static Row row() {
+    Row row = cuda_row("cuda.sm80");
+    row.backend = tilewise_cuda_backend();
+    return row;
   }
 
   mutable int calls_ = 0;

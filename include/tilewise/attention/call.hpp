@@ -181,8 +181,9 @@ inline void write_differences(const Tensor& cu_seqlens, std::int32_t* lengths) {
 
 }  // namespace attention_detail
 
-/// Runs what is described, with scratch memory from the context's allocator.
-inline Result run(Context& context, const Description& description) {
+/// Runs what is described, with scratch memory from tilewise_allocate. On a device it goes into
+/// the stream, and freeing that memory waits for it.
+inline Result run(Context& context, const Description& description, void* stream = nullptr) {
   if (!description.result) return description.result;
   tilewise_attention attention = description.attention;
   tilewise_error error = TILEWISE_ERROR_INIT;
@@ -198,6 +199,9 @@ inline Result run(Context& context, const Description& description) {
   const std::size_t lengths_at = (bytes + 63) / 64 * 64;
   const auto lengths =
       is_given(sums) ? static_cast<std::size_t>(sums.shape[0] - 1) * sizeof(std::int32_t) : 0;
+  if (lengths != 0 && sums.device_type != TILEWISE_CPU)
+    return Result::failure(TILEWISE_UNSUPPORTED,
+                           "cu_seqlens_k of a cache is not on the CPU; expected seqlens there");
   if (lengths != 0 && sums.data == nullptr)
     return Result::failure(TILEWISE_BAD_ARGUMENT, "cu_seqlens_k has elements and its data is null");
   const std::size_t all = lengths == 0 ? bytes : lengths_at + lengths;
@@ -210,7 +214,7 @@ inline Result run(Context& context, const Description& description) {
   }
   const auto pass = description.pass == TILEWISE_BACKWARD ? tilewise_attention_backward
                                                           : tilewise_attention_forward;
-  (void)pass(context.get(), &attention, bytes == 0 ? nullptr : workspace, bytes, nullptr, &error);
+  (void)pass(context.get(), &attention, bytes == 0 ? nullptr : workspace, bytes, stream, &error);
   tilewise_free(context.get(), workspace);
   return Result(error);
 }
