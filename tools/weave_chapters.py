@@ -12,7 +12,8 @@ In a page, between a pair of marks, everything is written by this program:
     <!-- /snippet -->                 (FILE from the page's folder, or from the repository's)
     <!-- gpu: 4 -->                   seconds and bytes of the steps whose names start with 4, from
     <!-- /gpu -->                     docs/results/gpu-*.json: an H100's, if there is one; or, with
-                                      "ladder", the speed of every forward step
+                                      "ladder", the speed of every forward step, or with "speed"
+                                      what tests/gpu/speed.py measured
     <!-- measured: 2 -->              the tour's numbers of the steps whose names start with 2
     <!-- /measured -->
     <!-- ladder -->                   every step of the course with its idea and numbers
@@ -34,7 +35,8 @@ import textwrap
 import typing
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/*.md", "stages/README.md", "stages/*/README.md")
+PAGES = ("README.md", "docs/*.md", "stages/README.md", "stages/*/README.md",
+         "cuda/kernels/README.md")
 LANGUAGES = {".cpp": "cpp", ".hpp": "cpp", ".cu": "cpp", ".cuh": "cpp", ".py": "python",
              ".c": "c", ".h": "c", ".sh": "sh", ".cmake": "cmake", ".txt": "text"}
 
@@ -483,6 +485,24 @@ def gpu_ladder(results, link):
     return table(head, rows, right_from=2) + "\n\n" + under
 
 
+def gpu_speed(*_):
+    """tests/gpu/speed.py's tables of what it has measured, calls with the same backends together."""
+    sys.path.insert(0, str(ROOT / "tests" / "gpu"))
+    import speed
+    groups = {}
+    for path in sorted((ROOT / "docs" / "results").glob("speed-*.json")):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        backends = tuple(sorted({name for cell in run["cells"] for name in cell["ratios"]}))
+        groups.setdefault(backends, []).append(run)
+    if not groups:
+        return "Not measured on a GPU yet."
+    return "\n\n".join(
+        "%s, PyTorch %s, %s; calls of the script: %d, rounds in each: %s.\n\n%s" % (
+            runs[0]["gpu"], runs[0]["torch"], runs[0]["dtype"], len(runs),
+            ", ".join(str(run["rounds"]) for run in runs), speed.table(runs))
+        for runs in groups.values())
+
+
 def gpu_results():
     paths = sorted((ROOT / "docs" / "results").glob("gpu-*.json"))
     if not paths:
@@ -539,8 +559,8 @@ def woven(page, text, tour):
             new = code_block(page, argument)
         elif kind == "gpu":
             path, results = gpu_results()
-            make = gpu_ladder if argument == "ladder" else on_gpu
-            also = () if argument == "ladder" else (argument,)
+            make = {"ladder": gpu_ladder, "speed": gpu_speed}.get(argument, on_gpu)
+            also = (argument,) if make is on_gpu else ()
             new = "\n%s\n" % make(results, os.path.relpath(path, page.parent), *also)
         elif tour is None:
             return hit.group(0)

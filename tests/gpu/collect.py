@@ -188,6 +188,8 @@ def main():
     facts = machine()
     name = re.sub(r"[^a-z0-9]+", "-", facts.get("name", "unknown").lower()).strip("-")
     out.mkdir(parents=True, exist_ok=True)
+    for speed in sorted(folder.glob("speed*.json")):  # tests/gpu/speed.py's own records
+        shutil.copy(speed, out / ("speed-%s-%s.json" % (name, speed.stem[len("speed"):])))
     path = out / ("gpu-%s.json" % name)
     path.write_text(json.dumps(collected(folder, facts, read(path) or {}), indent=1) + "\n")
     print(path)

@@ -11,8 +11,9 @@ One GPU, bf16. A round times ours and each backend there and back, A B C C B A, 
 (the clock, as the card gets warm) meets all of them; before every call something else fills the
 second-level cache, and before every round the card rests. A round gives one ratio: a backend's time
 over ours, more than 1 in our favour. A cell's ratio is the median of its rounds; its interval holds
-the true median with at least 95 % (binomial order statistics); a row's is the geometric mean over
-its cells, its interval from resampling rounds.
+the true median with at least 95 % (binomial order statistics; with five rounds it is the smallest
+and the largest, 94 %); a row's is the geometric mean over its cells, its interval from resampling
+rounds.
 """
 
 import argparse
@@ -253,16 +254,18 @@ def table(runs):
         values = "; ".join(f"{p['mean']:.2f} ({p['low']:.2f} to {p['high']:.2f})" for p in parts)
         target = TARGETS[parts[0]["row"].split()[0]] if parts[0]["backend"] == "flash" else ""
         lines.append(f"| {parts[0]['row']} | {parts[0]['backend']} | {values} | {target} |")
-    lines += ["", "| row | problem | TFLOP/s (decode: GB/s) | flash | cudnn | efficient | math |",
-              "|---|---|--:|---|---|---|---|"]
+    there = [name for name in BACKENDS
+             if any(name in cell["ratios"] for run in runs for cell in run["cells"])]
+    lines += ["", "| row | batch, keys | TFLOP/s (decode: GB/s) | " + " | ".join(there) + " |",
+              "|---|---|--:|" + "---|" * len(there)]
     for cells in zip(*(run["cells"] for run in runs)):
         columns = []
-        for backend in BACKENDS:
+        for backend in there:
             ratios = [cell["ratios"][backend] for cell in cells if backend in cell["ratios"]]
             columns.append("; ".join(f"{r['median']:.2f} ({r['low']:.2f} to {r['high']:.2f})"
                                      for r in ratios) or "-")
         size, rate = cells[0]["size"], "; ".join(f"{cell['rate']:.0f}" for cell in cells)
-        lines.append(f"| {cells[0]['row']} | b{size['b']} sk{size['sk']} | {rate} | "
+        lines.append(f"| {cells[0]['row']} | {size['b']}, {size['sk']} | {rate} | "
                      + " | ".join(columns) + " |")
     return "\n".join(lines)
 

@@ -22,16 +22,15 @@
 //
 // Contract
 //   launches   prepare_backward: a block for each tile of queries; backward_kernel: for each tile
-//   of
-//              keys, with all heads that read them; finish_backward: for each tile of queries
+//              of keys, with all heads that read them; finish_backward: for each tile of queries
 //   shared     BackwardTile::shared_bytes: 81 KiB (two blocks), 177, 80.5 (two on an A100)
 //   copies     tile n + stages as soon as all are done with tile n, while dQ goes on
 //   waits      a tile: the block, for dS and for the next tile, before dQ; the warps that share
 //              keys, for each other's P and dS, when they have used their own; and the block again,
 //              before the next S, where dS is there only once
-//   workspace  BackwardHead, then BackwardQueries: written by the first launch, D + 2 floats a
-//   query memory     dQ is added up in the workspace by atomics, in the order in which blocks come,
-//   and
+//   workspace  BackwardHead, then BackwardQueries, D + 2 floats a query: written by the first
+//              launch
+//   memory     dQ is added up in the workspace by atomics, in the order in which blocks come, and
 //              rounded by the last launch. All else has the same bits in every run
 //   in turn    if deterministic, a block adds to a tile of dQ when those of all later keys have:
 //              blocks take their work by numbers, so that whom one waits for has begun before it

@@ -10,8 +10,7 @@
 //   shared    Q, K, V of a tile, where its rows lie, its block mask: 26, 50, 65 KiB
 //   threads   each warp has 16 rows: its O and S are registers
 //   loads     a tile's K and V at once, V arriving under Q K^T; cp.async where rows are chunks of
-//   16
-//             bytes of T, else a thread loads and converts numbers
+//             16 bytes of T, else a thread loads and converts numbers
 //   waits     four __syncthreads() a tile: all are done with the last one; it is known where rows
 //             lie; K is there; V is there
 //   memory    O and LSE. Of what the device alone knows nothing is believed: general_scores.hpp.

@@ -136,8 +136,7 @@ struct Problem {
   static constexpr std::int64_t unbounded = std::int64_t{1} << 40;
 };
 
-// -------------------------------------------------------------------------- from a call, by the
-// host
+// ----------------------------------------------------------------------- from a call, by the host
 
 namespace detail {
 

@@ -137,8 +137,7 @@ __device__ __forceinline__ std::int64_t lse_offset(const Problem& problem, const
          (static_cast<std::int64_t>(sequence.first_q) + i) * problem.lse_i;
 }
 
-// ------------------------------------------------------------------------------------ who sees
-// whom
+// ---------------------------------------------------------------------------------- who sees whom
 
 /// Keys [begin, end).
 struct Range {
@@ -315,8 +314,7 @@ struct BlockBits {
   }
 };
 
-// -------------------------------------------------------------------------------------------
-// scores
+// ----------------------------------------------------------------------------------------- scores
 
 /// A finished score, and its derivative by the scaled dot product: the softcap's, 1 without.
 struct Score {
