@@ -133,7 +133,8 @@ INSTANTIATE_TEST_SUITE_P(
                     "bwd s150 h1 d128 f16 fill=peaks causal", "bwd s90 h1 d64 f16 fill=constant",
                     "bwd s129 h1 d128 bf16", "bwd sq70 sk150 hq2 hk1 d128 f16 causal",
                     "bwd sq130 sk64 h1 d128 f16 scale=-0.2 bhsd lse_base=2",
-                    "bwd b2 s70 h1 d128 bf16 causal fill=huge"));
+                    "bwd b2 s70 h1 d128 bf16 causal fill=huge", "bwd s129 h1 d256 bf16 causal",
+                    "bwd sq70 sk100 hq2 hk1 d256 f16"));
 
 TEST(BackwardKernel, PassesOutOfTurnToo) {
   for (const char* const text :
@@ -147,7 +148,8 @@ TEST(BackwardKernel, PassesOutOfTurnToo) {
 TEST(BackwardKernel, FitsEveryDeviceFromSm80On) {
   for (const auto& device :
        {emulator::Device::a100(), emulator::Device::rtx3090(), emulator::Device::h100()})
-    for (const char* const text : {"bwd s70 d64 f16", "bwd s70 h1 d128 f16 causal"}) {
+    for (const char* const text :
+         {"bwd s70 d64 f16", "bwd s70 h1 d128 f16 causal", "bwd s70 h1 d256 f16"}) {
       emulator::Options options;
       options.device = device;
       const harness::Verdict verdict = judged(Kernels(options), text);
@@ -181,16 +183,17 @@ TEST(BackwardKernel, GivesTheSameBitsInTurnHoweverBlocksAndCopiesCome) {
 }
 
 TEST(BackwardKernel, ReadsQueriesOnceAKeyBlockAndHasNoBankConflicts) {
-  for (const std::int64_t d : {64, 128}) {
+  for (const std::int64_t d : {64, 128, 256}) {
+    const std::int64_t key_blocks = d == 256 ? 4 : 2;
     const emulator::Counts counts = counts_of("bwd s256 h1 d" + std::to_string(d) + " f16");
     const std::int64_t tensor = 2 * 256 * d;
-    EXPECT_EQ(counts.traffic.at("q").bytes_loaded, 2 * tensor);
-    EXPECT_EQ(counts.traffic.at("dout").bytes_loaded, 3 * tensor);  // once for D
+    EXPECT_EQ(counts.traffic.at("q").bytes_loaded, key_blocks * tensor);
+    EXPECT_EQ(counts.traffic.at("dout").bytes_loaded, (key_blocks + 1) * tensor);  // once for D
     for (const char* const once : {"k", "v", "o"})
       EXPECT_EQ(counts.traffic.at(once).bytes_loaded, tensor) << once;
     for (const char* const once : {"dq", "dk", "dv"})
       EXPECT_EQ(counts.traffic.at(once).bytes_stored, tensor) << once;
-    EXPECT_EQ(counts.traffic.at("workspace").atomics, 2 * 256 * d);
+    EXPECT_EQ(counts.traffic.at("workspace").atomics, key_blocks * 256 * d);
     EXPECT_EQ(counts.launches, 3);
     for (const auto& [line, banks] : counts.banks_by_line)
       EXPECT_LE(banks.conflict(), 1.0) << d << ", " << line.text();
@@ -224,7 +227,6 @@ TEST(BackwardKernel, RefusesByNameWhatItDoesNotServe) {
   };
   for (const auto& [problem, name] :
        {Refusal{"bwd s64 d64 f32", "dtype"}, Refusal{"bwd s64 d96 f16", "head_dim is 96"},
-        Refusal{"bwd s64 d256 f16", "head_dim is 256"},
         Refusal{"bwd s64 d64 dv128 f16", "head_dim_v is 128"},
         Refusal{"bwd s64 d64 f16 window=3,0", "window"},
         Refusal{"bwd s64 d64 f16 softcap=5", "softcap"},

@@ -28,8 +28,9 @@ Status serves(const DeviceCall& call, const DeviceLimits& limits) {
   if (!status.ok()) return status;
   if (status = one_half_dtype(t); !status.ok()) return status;
   const std::int64_t d = t.q.shape[3];
-  if (d != 64 && d != 128)
-    return failure(Code::unsupported, "head_dim is %lld; the fast backward kernels have 64 and 128",
+  if (d != 64 && d != 128 && d != 256)
+    return failure(Code::unsupported,
+                   "head_dim is %lld; the fast backward kernels have 64, 128 and 256",
                    static_cast<long long>(d));
   if (t.v.shape[3] != d)
     return failure(Code::unsupported, "head_dim_v is %lld, and head_dim %lld; they must be equal",
@@ -52,8 +53,9 @@ Status serves(const DeviceCall& call, const DeviceLimits& limits) {
   if (n > most - 256 || keys > most - 256 || heads * (n / 64 + 1) > most ||
       heads_k * (keys / 64 + 1) > most)
     return failure(Code::unsupported, "more than 2^31 rows, keys, or blocks of rows");
-  const std::size_t least =
-      d == 64 ? sm80::Backward64::shared_bytes : sm80::Backward128Small::shared_bytes;
+  const std::size_t least = d == 64    ? sm80::Backward64::shared_bytes
+                            : d == 128 ? sm80::Backward128Small::shared_bytes
+                                       : sm80::Backward256Small::shared_bytes;
   if (limits.shared_bytes_a_block < least)
     return failure(Code::unsupported, "a block has %zu bytes of shared memory, and wants %zu",
                    limits.shared_bytes_a_block, least);
@@ -63,8 +65,12 @@ Status serves(const DeviceCall& call, const DeviceLimits& limits) {
 std::size_t workspace_bytes(const DeviceCall& call, const DeviceLimits&) {
   static_assert(sizeof(sm80::BackwardQueries<sm80::Backward128>) ==
                 sizeof(sm80::BackwardQueries<sm80::Backward128Small>));
-  return call.tensors.q.shape[3] == 64 ? bytes_of<sm80::Backward64>(call)
-                                       : bytes_of<sm80::Backward128>(call);
+  static_assert(sizeof(sm80::BackwardQueries<sm80::Backward256>) ==
+                sizeof(sm80::BackwardQueries<sm80::Backward256Small>));
+  const std::int64_t d = call.tensors.q.shape[3];
+  return d == 64    ? bytes_of<sm80::Backward64>(call)
+         : d == 128 ? bytes_of<sm80::Backward128>(call)
+                    : bytes_of<sm80::Backward256>(call);
 }
 
 }  // namespace tilewise::cuda::backward

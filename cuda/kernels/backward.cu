@@ -16,9 +16,14 @@ template <class T>
 Status launch_tiled(const sm80::BackwardProblem& problem, std::int64_t head_dim, bool causal,
                     const DeviceLimits& limits, device::StreamHandle stream) {
   if (head_dim == 64) return launch_masked<T, sm80::Backward64>(problem, causal, stream);
-  return limits.shared_bytes_a_block >= sm80::Backward128::shared_bytes
-             ? launch_masked<T, sm80::Backward128>(problem, causal, stream)
-             : launch_masked<T, sm80::Backward128Small>(problem, causal, stream);
+  const std::size_t shared = limits.shared_bytes_a_block;
+  if (head_dim == 128)
+    return shared >= sm80::Backward128::shared_bytes
+               ? launch_masked<T, sm80::Backward128>(problem, causal, stream)
+               : launch_masked<T, sm80::Backward128Small>(problem, causal, stream);
+  return shared >= sm80::Backward256::shared_bytes
+             ? launch_masked<T, sm80::Backward256>(problem, causal, stream)
+             : launch_masked<T, sm80::Backward256Small>(problem, causal, stream);
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // The backward kernels for sm_80 and later: FlashAttention-2 (Dao 2023, arXiv 2307.08691, Algorithm
-// 2), for head_dim 64 and 128 of f16 or bf16, full or causal. The course's 4f is where they come
-// from (stages/4_fa2_cuda/README.md); what they have beyond that: any strides, warps that divide
-// the queries too, a barrier less, and a dQ that can be the same in every run.
+// 2), for head_dim 64, 128 and 256 of f16 or bf16, full or causal. The course's 4f is where they
+// come from (stages/4_fa2_cuda/README.md); what they have beyond that: any strides, warps that
+// divide the queries too, a barrier less, and a dQ that can be the same in every run.
 //
 // A block has Bc keys of a head. K, V, dK and dV stay with it, tiles of Br queries pass by:
 //
@@ -23,7 +23,8 @@
 // Contract
 //   launches   prepare_backward: a block for each tile of queries; backward_kernel: for each tile
 //              of keys, with all heads that read them; finish_backward: for each tile of queries
-//   shared     BackwardTile::shared_bytes: 81 KiB (two blocks), 177, 80.5 (two on an A100)
+//   shared     BackwardTile::shared_bytes: of D 64 81 KiB (two blocks); 128 177, or 80.5 (two on an
+//              A100); 256 217, or 144.5
 //   copies     tile n + stages as soon as all are done with tile n, while dQ goes on
 //   waits      a tile: the block, for dS and for the next tile, before dQ; the warps that share
 //              keys, for each other's P and dS, when they have used their own; and the block again,

@@ -80,6 +80,11 @@ using Backward64 = BackwardTile<64, 64, 128, 4, 1, 32, 2, 1, 2>;
 using Backward128 = BackwardTile<128, 64, 128, 4, 2, 32, 2, 2, 1>;
 /// 128 where shared memory is not enough for that: on an A100 two blocks, on an RTX 3090 one.
 using Backward128Small = BackwardTile<128, 64, 64, 2, 2, 32, 1, 1, 2>;
+/// 256: dV and dK of 64 keys are half of all registers. An RTX 3090 has not the shared memory for K
+/// and V of so many and a tile of Q and dO.
+using Backward256 = BackwardTile<256, 64, 64, 4, 2, 32, 2, 2, 1>;
+/// The same on an A100: one tile of Q and dO, and dS once.
+using Backward256Small = BackwardTile<256, 64, 64, 4, 2, 32, 1, 1, 1>;
 
 static_assert(5 * Backward64::ldmatrix_a_warp() == 2 * Backward64::mma_a_warp());
 static_assert(Backward128::ldmatrix_a_warp() == 136 && Backward128::mma_a_warp() == 320);
@@ -90,5 +95,7 @@ static_assert(Backward64::shared_bytes <= 99 * 1024, "one on an RTX 3090");
 static_assert(Backward128::shared_bytes <= 227 * 1024, "one on an H100");
 static_assert(2 * (Backward128Small::shared_bytes + 1024) <= 164 * 1024, "two on an A100");
 static_assert(Backward128Small::shared_bytes <= 99 * 1024, "one on an RTX 3090");
+static_assert(Backward256::shared_bytes <= 227 * 1024, "one on an H100");
+static_assert(Backward256Small::shared_bytes <= 163 * 1024, "one on an A100");
 
 }  // namespace tilewise::cuda::sm80
