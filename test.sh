@@ -17,16 +17,16 @@ labels_table() {
   cat <<'EOT'
 host|300|build plot test|g++ or this machine's compiler, warnings as errors, every test
 python|20|build test|tools/tilewise.py with numpy
-consumer|150|build test consumer|outside projects, with Tilewise installed, beside them, renamed
-abi|40|build abi|the CPU library's binary interface, compared with tests/abi/tilewise.abi
+consumer|110|build test consumer|outside projects, with Tilewise installed, beside them, renamed
+abi|30|build abi|the CPU library's binary interface, compared with tests/abi/tilewise.abi
 format|10|format|clang-format over every source
-tidy|320|build test tidy|clang-tidy over every source
+tidy|340|build test tidy|clang-tidy over every source
 clang|360|build test clang|clang++, warnings as errors, every test
-asan-ubsan|480|build test clang|address and undefined-behaviour sanitizers, with clang
-tsan|260|build test clang|thread sanitizer, with clang's OpenMP
+asan-ubsan|540|build test clang|address and undefined-behaviour sanitizers, with clang
+tsan|250|build test clang|thread sanitizer, with clang's OpenMP
 fuzz|220|build clang|libFuzzer on the C interface, the problem line and the file readers, 60 s each
-qemu|330|build test qemu|emulated processors: x86 without AVX, 64- and 32-bit ARM, RISC-V
-cuda|160|build|nvcc, where there is one: the kernels for a GPU, warnings as errors
+qemu|270|build test qemu|emulated processors: x86 without AVX, 64- and 32-bit ARM, RISC-V
+cuda|180|build|nvcc, where there is one: the kernels for a GPU, warnings as errors
 tour|120|build plot|./tour.sh --quick
 EOT
 }
