@@ -6,6 +6,7 @@
 #include "oracle/harness/buffers.hpp"
 #include "oracle/harness/gtest.hpp"
 #include "oracle/harness/session.hpp"
+#include "tests/kernels_support.hpp"
 #include "tools/device_calls.hpp"
 
 #include <gtest/gtest.h>
@@ -17,10 +18,6 @@
 
 namespace tilewise {
 namespace {
-
-Problem problem_of(const std::string& text) {
-  return std::get<Problem>(parse_problem(text));
-}
 
 DeviceLimits limits_of(const emulator::Device& device) {
   return {device.compute_capability, device.multiprocessors, device.shared_bytes_a_block};
@@ -157,28 +154,11 @@ TEST(BackwardKernel, FitsEveryDeviceFromSm80On) {
     }
 }
 
-// A launch is one order of warps and blocks, and one arrival of copies, among many.
 TEST(BackwardKernel, GivesTheSameBitsInTurnHoweverBlocksAndCopiesCome) {
   for (const char* const text :
        {"bwd sq140 sk270 hq2 hk1 d64 f16 causal", "bwd sq70 sk270 h1 d128 bf16"}) {
-    std::vector<std::vector<harness::ProblemBuffers::Snapshot>> results;
-    for (const auto arrival :
-         {emulator::Arrival::early, emulator::Arrival::late, emulator::Arrival::seeded}) {
-      emulator::Options options;
-      options.arrival = arrival;
-      options.seed = results.size() + 1;
-      options.threads = static_cast<int>(results.size()) + 1;
-      const Kernels kernels(options);
-      harness::Session session(kernels, problem_of(text));
-      ASSERT_TRUE(session.allocate().ok()) << text;
-      ASSERT_TRUE(session.fill().ok());
-      const Status status = session.call_on_poison();
-      ASSERT_TRUE(status.ok()) << text << ": " << status.reason;
-      results.push_back(session.buffers().snapshot());
-    }
-    for (const auto& result : results)
-      for (std::size_t n = 0; n < result.size(); ++n)
-        EXPECT_EQ(result[n].bytes, results[0][n].bytes) << text << ": " << result[n].name;
+    expect_same_bits_in_every_order(
+        text, [&](const emulator::Options& options) { return outputs(Kernels(options), text); });
   }
 }
 

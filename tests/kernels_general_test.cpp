@@ -6,6 +6,7 @@
 #include "oracle/harness/gtest.hpp"
 #include "oracle/harness/session.hpp"
 #include "pairwise.hpp"
+#include "tests/kernels_support.hpp"
 #include "tools/device_calls.hpp"
 
 #include <gtest/gtest.h>
@@ -23,10 +24,6 @@
 
 namespace tilewise {
 namespace {
-
-Problem problem_of(const std::string& text) {
-  return std::get<Problem>(parse_problem(text));
-}
 
 DeviceCall forward_of(const Problem& problem, const AttentionTensors& tensors) {
   return tools::device_calls(problem, tensors).front();
@@ -173,31 +170,12 @@ INSTANTIATE_TEST_SUITE_P(
     [](const auto& each) { return "Problem" + std::to_string(each.index); });
 
 /// O and LSE, and a cache that grew.
-std::vector<harness::ProblemBuffers::Snapshot> outputs(const General& kernels,
-                                                       const std::string& text) {
-  harness::Session session(kernels, problem_of(text));
-  EXPECT_TRUE(session.allocate().ok()) << text;
-  EXPECT_TRUE(session.fill().ok());
-  const Status status = session.call_on_poison();
-  EXPECT_TRUE(status.ok()) << text << ": " << status.reason;
-  return session.buffers().snapshot();
-}
-
 TEST(GeneralForward, GivesTheSameBitsHoweverWarpsAndCopiesCome) {
   for (const char* const text :
        {"fwd b2 sq130,9 sk150,40 h1 d64 f16 packed causal blocks=16,16,0.5 dropout=0.2",
         "fwd b2 sq5 sk70,30 hq2 hk1 d40 bf16 page=5 new=2 rotary=16"}) {
-    std::vector<std::vector<harness::ProblemBuffers::Snapshot>> results;
-    for (const auto arrival :
-         {emulator::Arrival::early, emulator::Arrival::late, emulator::Arrival::seeded}) {
-      emulator::Options options;
-      options.arrival = arrival;
-      options.seed = results.size() + 1;
-      results.push_back(outputs(General(options), text));
-    }
-    for (const auto& result : results)
-      for (std::size_t n = 0; n < result.size(); ++n)
-        EXPECT_EQ(result[n].bytes, results[0][n].bytes) << text << ": " << result[n].name;
+    expect_same_bits_in_every_order(
+        text, [&](const emulator::Options& options) { return outputs(General(options), text); });
   }
 }
 

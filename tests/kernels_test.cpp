@@ -2,6 +2,7 @@
 #include "oracle/harness/gtest.hpp"
 #include "oracle/harness/session.hpp"
 #include "stages/cuda_adapter.hpp"
+#include "tests/kernels_support.hpp"
 #include "tools/emulated_kernels.hpp"
 
 #include <gtest/gtest.h>
@@ -13,23 +14,8 @@
 namespace tilewise {
 namespace {
 
-Problem problem_of(const std::string& text) {
-  return std::get<Problem>(parse_problem(text));
-}
-
 const emulator::Report& report_of(const harness::Implementation& kernels) {
   return dynamic_cast<const stages::Emulated&>(kernels).report();
-}
-
-/// O and LSE of one call.
-std::vector<harness::ProblemBuffers::Snapshot> outputs(const harness::Implementation& kernels,
-                                                       const std::string& text) {
-  harness::Session session(kernels, problem_of(text));
-  EXPECT_TRUE(session.allocate().ok()) << text;
-  EXPECT_TRUE(session.fill().ok());
-  const Status status = session.call_on_poison();
-  EXPECT_TRUE(status.ok()) << text << ": " << status.reason;
-  return session.buffers().snapshot();
 }
 
 class Forward : public testing::TestWithParam<const char*> {};
@@ -53,22 +39,14 @@ INSTANTIATE_TEST_SUITE_P(
                     "fwd s129 h2 d128 bf16", "fwd sq70 sk200 hq2 hk1 d128 f16 causal",
                     "fwd sq70 sk130 h1 d256 f16", "fwd s70 hq2 hk1 d256 bf16 causal bhsd"));
 
-// A launch is one order of warps, and one arrival of copies, among many.
 TEST(ForwardKernel, GivesTheSameBitsHoweverWarpsAndCopiesCome) {
   for (const char* const text : {"fwd sq130 sk150 h1 d64 f16 causal", "fwd s70 h1 d128 bf16"}) {
-    std::vector<std::vector<harness::ProblemBuffers::Snapshot>> results;
-    for (const auto arrival :
-         {emulator::Arrival::early, emulator::Arrival::late, emulator::Arrival::seeded}) {
-      emulator::Options options;
-      options.arrival = arrival;
-      options.seed = results.size() + 1;
+    expect_same_bits_in_every_order(text, [&](const emulator::Options& options) {
       const auto kernels = tools::emulated_kernels(options);
-      results.push_back(outputs(*kernels, text));
+      auto result = outputs(*kernels, text);
       EXPECT_TRUE(report_of(*kernels).clean()) << report_of(*kernels).text();
-    }
-    for (const auto& result : results)
-      for (std::size_t n = 0; n < result.size(); ++n)
-        EXPECT_EQ(result[n].bytes, results[0][n].bytes) << text << ": " << result[n].name;
+      return result;
+    });
   }
 }
 
