@@ -11,9 +11,9 @@
 #
 #   build         the tilewise command with the CUDA steps, and the programs of this folder
 #                 (TILEWISE_GPU_BIN=DIR: they are there already)
-#   conformance?  tests/gpu/problems.txt (float32) and problems16.txt, judged: outputs poisoned,
-#                 guards around all, 250 repeats that take turns on a stream of their own, as a
-#                 captured graph, on the default stream
+#   conformance?  tests/gpu/problems.txt (float32), problems16.txt and problems_general.txt, judged:
+#                 outputs poisoned, guards around all, 250 repeats that take turns on a stream of
+#                 their own, as a captured graph, on the default stream
 #   bits          where softmax is exact, the emulator's bits
 #   sanitizer?    compute-sanitizer: memcheck and racecheck
 #   memory        bytes beside the tensors at N = 512 to 16384, and their slope
@@ -49,7 +49,7 @@ build() {
 # A step refuses what is not its dtype; the 16-bit problems are nothing to chapter 3.
 conformance() {
   local problems=(@tests/gpu/problems.txt)
-  [ "$1" = 4 ] && problems+=(@tests/gpu/problems16.txt)
+  [ "$1" = 4 ] && problems+=(@tests/gpu/problems16.txt @tests/gpu/problems_general.txt)
   "$bin/tilewise" check "${problems[@]}" --impl "$(steps_of "$1")" --repeats 250 \
     --data tests/data --json >"$state/conformance$1.json"
 }
@@ -63,7 +63,7 @@ sanitizer() {
   [ "$1" = 4 ] && problems=("fwd sq150 sk127 h2 d64" "fwd b2 sq150 sk127 h2 d64 f16"
     "fwd s129 hq4 hk2 d40 bf16 causal" "fwd sq90 sk40 h1 d128 f16 causal"
     "fwd b2 sq1 sk700 hq8 hk2 d128 f16" "bwd sq130 sk97 hq4 hk2 d64 f16 causal"
-    "bwd s70 h1 d128 bf16")
+    "bwd s70 h1 d128 bf16" @tests/gpu/problems_general.txt)
   for tool in memcheck racecheck; do
     compute-sanitizer --tool $tool --error-exitcode 9 "$bin/tilewise" check --repeats 0 \
       "${problems[@]}" --impl "$(steps_of "$1")" >"$state/$tool$1.log" 2>&1 || fine=1
