@@ -26,6 +26,7 @@ struct Schedule {
   int batch, nheads_q, nheads_k, row_blocks;
   bool causal;
   int section = 1 << 30;  ///< heads whose row blocks run together, if causal: section_of()
+  int tail = 1 << 30;     ///< heads from here on are one section: a multiple of `section`
 
   /// Of how many query heads K and V, so many bytes for each key head, fit into the L2 cache: 32 of
   /// an H100's 50 MB, of an A100's 40.
@@ -43,8 +44,9 @@ struct Schedule {
     const auto number = static_cast<int>(block);
     int row_block = number % row_blocks, head = number / row_blocks;
     if (causal) {
-      const int first = head / section * section;  // of this section
-      const int left = batch * nheads_q - first, heads = left < section ? left : section;
+      const int first = head < tail ? head / section * section : tail;  // of this section
+      const int left = batch * nheads_q - first;
+      const int heads = first == tail || left < section ? left : section;
       const int within = number - first * row_blocks;
       row_block = row_blocks - 1 - within / heads;
       head = first + within % heads;

@@ -83,6 +83,41 @@ struct OnlineSoftmax {
     return factor;
   }
 
+  /// The same where few warps share a scheduler, so that a chain of 32 maxima or sums would be
+  /// waited for: four chains of either, both rows side by side. Sums are added in another order.
+  template <int Columns>
+  __device__ __forceinline__ OfRows absorb_in_chains(WarpTile<Columns>& s, float log2_scale) {
+    constexpr int chains = 4;
+    OfRows factor;
+    float base[2];
+    TILEWISE_UNROLL
+    for (int row = 0; row < 2; ++row) {
+      float part[chains] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};
+      TILEWISE_UNROLL
+      for (int n = 0; n < s.pieces; ++n)
+        part[n % chains] =
+            fmaxf(part[n % chains], fmaxf(s.piece[n].of_row(row, 0), s.piece[n].of_row(row, 1)));
+      const float most = fmaxf(
+          m[row], quad_max(fmaxf(fmaxf(part[0], part[1]), fmaxf(part[2], part[3]))) * log2_scale);
+      base[row] = most == -INFINITY ? 0.0f : most;
+      factor.row[row] = exp2_approx(m[row] - base[row]);
+      m[row] = most;
+    }
+    float sum[2][2] = {};
+    TILEWISE_UNROLL
+    for (Accumulator& piece : s.piece)
+      for (int row = 0; row < 2; ++row)
+        for (int n = 0; n < 2; ++n) {
+          float& score = piece.of_row(row, n);
+          score = exp2_approx(fmaf(score, log2_scale, -base[row]));
+          sum[row][n] += score;
+        }
+    TILEWISE_UNROLL
+    for (int row = 0; row < 2; ++row)
+      l[row] = fmaf(l[row], factor.row[row], sum[row][0] + sum[row][1]);
+    return factor;
+  }
+
   /// O becomes O / l; returns LSE, natural logarithm. A row without keys: O = 0 and LSE = -inf.
   template <int Columns>
   __device__ __forceinline__ OfRows finish(WarpTile<Columns>& o) {

@@ -22,7 +22,10 @@ void Block::access(const void* memory, std::size_t bytes, Access what, Where whe
   const NotTheKernel meanwhile;
   const auto address = reinterpret_cast<std::uintptr_t>(memory);
   Thread& thread = *running_;
-  if (address >= thread.stack_begin && address < thread.stack_end) return;
+  if (address >= thread.stack_begin && address < thread.stack_end) {
+    if (thread.products.fences > 0) touch_registers(address, bytes, what, where);
+    return;
+  }
   ++thread.ticks;
   if (what == Access::read && thread.looks_at == address && thread.looks_from == where) {
     ++thread.looks;

@@ -11,7 +11,9 @@
 namespace tilewise::emulator {
 
 void Block::join(Clock& to, const Clock& from) const {
-  for (std::size_t n = 0; n < to.size(); ++n) to[n] = std::max(to[n], from[n]);
+  // One that was kept may be from before the newest agent (async_proxy.hpp).
+  const std::size_t known = std::min(to.size(), from.size());
+  for (std::size_t n = 0; n < known; ++n) to[n] = std::max(to[n], from[n]);
 }
 
 void Block::barrier(unsigned id, std::int64_t expected, bool waits, Where where) {
@@ -22,7 +24,7 @@ void Block::barrier(unsigned id, std::int64_t expected, bool waits, Where where)
   if (barrier.arrived == 0) {
     barrier.expected = expected;
     barrier.where = where;
-    barrier.joined.assign(threads_.size(), 0);
+    barrier.joined.assign(thread.clock.size(), 0);
     barrier.ticks = 0;
   } else if (barrier.expected != expected) {
     find(Kind::bad_instruction, where, barrier.where,

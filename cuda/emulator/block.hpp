@@ -9,13 +9,18 @@
 
 #include "access_sets.hpp"
 #include "async_copies.hpp"
+#include "async_proxy.hpp"
+#include "bulk_copies.hpp"
 #include "emulator.hpp"
 #include "lines.hpp"
+#include "mbarriers.hpp"
 #include "regions.hpp"
+#include "register_budget.hpp"
 #include "requests.hpp"
 #include "site.hpp"
 #include "standstill.hpp"
 #include "program.hpp"
+#include "warpgroup_products.hpp"
 
 #include <boost/context/fiber.hpp>
 
@@ -30,9 +35,6 @@
 #include <vector>
 
 namespace tilewise::emulator {
-
-/// What another block's threads had done when a thread of it let go of an atomic variable.
-using Foreign = std::map<std::uint32_t, std::shared_ptr<const Clock>>;
 
 struct Index {
   unsigned x = 0, y = 0, z = 0;
@@ -50,11 +52,16 @@ struct Thread {
   std::shared_ptr<const Clock> fenced;  ///< the clock as it was at the last fence
   std::uintptr_t stack_begin = 0, stack_end = 0;
   AsyncCopies copies;
+  ProductsOfThread products;
   std::int64_t ticks = 0;
   std::vector<TraceEvent> open;  ///< begun, not ended
   const char* waits_for = "";
   Where waits_at;
-  unsigned waits_mask = 0;  ///< of a warp's lanes, or a barrier's number
+  unsigned waits_mask = 0;                  ///< of a warp's lanes, or a barrier's number
+  std::uintptr_t waits_mbarrier = 0;        ///< 0: for something else
+  std::vector<std::uint32_t> proxy_fences;  ///< its own time at each fence.proxy.async
+  std::vector<std::uint32_t> init_fences;   ///< and at each mbarrier_fence_init()
+  BulkStores stores;
   /// What it read last, or looked at atomically: in a loop that waits, what it waits for.
   std::uintptr_t looks_at = 0;
   Where looks_from;
@@ -94,9 +101,11 @@ struct SharedCell {
   std::uint32_t write_clock = 0;  ///< of the last write that was not atomic; 0: there was none
   std::uint16_t write_thread = 0;
   bool written = false;
-  bool in_flight = false;  ///< an asynchronous copy is on its way here
-  bool split = false;      ///< single bytes have been accessed: this is the first of the two
-  bool counted = false;    ///< of a static variable that has been used
+  bool in_flight = false;         ///< an asynchronous copy is on its way here
+  bool split = false;             ///< single bytes have been accessed: this is the first of the two
+  bool counted = false;           ///< of a static variable that has been used
+  bool mbarrier = false;          ///< an mbarrier lies here
+  std::uint16_t async_reads = 0;  ///< reads of the asynchronous proxy under way
   AccessSets::Held reads, changes;  ///< since then; `changes` are atomic
 };
 
@@ -211,7 +220,56 @@ class Block {
   void begin_flight(const void* memory, std::size_t bytes, Where where);
   void end_flight(const void* memory, std::size_t bytes);
   void acquire_and_release(const void* variable);
+
+  // async_proxy.cpp
+  /// The running thread asks for a read; or somebody for several threads, who know this much. What
+  /// is wrong with the bytes is found here. `name`: "wgmma", "the TMA store".
+  AsyncAccesses::Id begin_async_read(const char* name, std::vector<ByteRange> ranges, Where where,
+                                     const Clock* knows = nullptr);
+  /// The running thread has waited for it.
+  void end_async_read(AsyncAccesses::Id id);
+  /// It counts as a read by this agent: whoever knows of the agent's time in the clock has waited.
+  void end_async_read(AsyncAccesses::Id id, std::uint16_t agent, const Clock& clock);
+  /// The running thread asks for a write of bytes; nobody may look at them.
+  void begin_async_write(ByteRange range, Where where);
+  /// They are there, for whoever knows of this time of the agent.
+  void end_async_write(ByteRange range, std::uint16_t agent, std::uint32_t time);
+  void fence_proxy_async();
+  /// Whether a fence of the list stands between what `writer` did at its time and what `knows`.
+  static bool fenced(const std::vector<std::uint32_t>& fences, std::uint32_t time,
+                     std::uint32_t known);
+  /// A number in clocks beside the threads'.
+  std::uint16_t new_agent();
+  /// "thread 7", "the copy"
+  std::string who(std::uint16_t thread) const;
+  /// Shared memory with all of these bytes, or a finding, after which there is no going on.
+  SharedRange& shared_bytes(std::uintptr_t address, std::size_t bytes, Access what, Where where);
+  /// As 32-bit addresses count: dynamic ones from 0, the static variables behind them.
+  std::uint32_t shared_offset(std::uintptr_t address);
+  std::uintptr_t shared_address(std::uint32_t offset) const;  ///< 0: there is no such byte
   void fence();
+
+  // warpgroup_products.cpp
+  void multiply(const ProductOperands& mine, Where where);
+  void fence_products();
+  void commit_products();
+  void wait_for_products(int groups_that_may_stay, Where where);
+
+  // register_budget.cpp
+  void set_registers(int registers, bool more, Where where);
+
+  // mbarriers.cpp
+  void make_mbarrier(std::uintptr_t address, int arrivals, Where where);
+  void arrive(std::uintptr_t address, std::int64_t bytes, Where where);
+  bool wait_for_mbarrier(std::uintptr_t address, unsigned parity, bool only_tries, Where where);
+  [[noreturn]] void refuse_hopper(const char* what, Where where);
+
+  // tensor_copies.cpp
+  void check_copy(const char* name, std::uintptr_t shared, std::uintptr_t global,
+                  std::size_t shared_multiple, Where where);
+  void load(BulkCopy copy, std::uintptr_t address, Where where);
+  void store(BulkCopy copy, bool add, Where where);
+  void wait_for_stores(int groups_that_may_stay, bool only_the_source);
 
   // findings.cpp
   void find(Kind kind, Where where, Where other, const std::string& text);
@@ -235,6 +293,21 @@ class Block {
   void start_fibers(Stacks& stacks);
   void count(const Request& request, const Requests::Kind& kind);
   void report_deadlock();
+  // mbarriers.cpp
+  Mbarrier& mbarrier(std::uintptr_t address, Where where);
+  void check_seen_by_copies(const Mbarrier& barrier, Where where);
+  void check_announced(const Mbarrier& barrier);
+  void advance(Mbarrier& barrier);  ///< to the next phase, if this one is over
+  bool try_mbarrier(Mbarrier& barrier, unsigned parity);
+  std::string missing(const Thread& thread);
+  // tensor_copies.cpp
+  void copy_global(const BulkCopy& copy, Access what, std::uint16_t agent, std::uint32_t time);
+  bool bring_some(BulkLoad& load);
+  bool bring_any(bool also_last);  ///< a piece of a load; false: none is under way
+  static void read_source(BulkStore& store);
+  void write_target(BulkStore& store);
+  void copies_of_thread_end();
+  void copies_of_block_end();
   void has_gone_on();
   std::string named(std::uintptr_t address);
   void join(Clock& to, const Clock& from) const;
@@ -253,11 +326,31 @@ class Block {
   template <class Function>
   void for_cells(SharedRange& range, std::uintptr_t address, std::size_t bytes,
                  const Function& function);
+  void check_extent(SharedRange& range, std::uintptr_t address, std::size_t bytes, Access what,
+                    Where where);
   void check_shared_cell(SharedCell& cell, Access what, Where where, std::uintptr_t address);
+  void refuse_mbarrier(Access what, Where where, std::uintptr_t address);
+  void race_with_async_read(Access what, Where where, std::uintptr_t address);
   void check_global_cell(const Region& region, std::size_t n, Access what, Where where);
   bool ordered(std::uint16_t thread, std::uint32_t clock) const {
     return running_->clock[thread] >= clock;
   }
+  void check_fenced(const SharedCell& cell, const std::string& does, Where where,
+                    std::uintptr_t address, const Clock& knows);
+  // product_registers.cpp
+  void touch_registers(std::uintptr_t address, std::size_t bytes, Access what, Where where);
+  void check_registers(const Warpgroup& group, unsigned first, Where where);
+  // warpgroup_products.cpp, register_budget.cpp
+  std::vector<const char*> operand_at(const char* name, std::uint64_t descriptor, bool rows_of_n,
+                                      int height, int chunks, Where where);
+  Clock known_to_all(unsigned first, unsigned count) const;
+  void issue(Warpgroup& group, unsigned first, Where where);
+  std::shared_ptr<Accumulators> accumulators(Warpgroup& group, unsigned first, Where where,
+                                             std::uint64_t number);
+  void end_products();
+  std::string products_text() const;
+  void end_budget();
+  std::string budget_text() const;
   bool ordered(const Stamp& stamp) const;
   Stamp unordered(const Uses& uses) const;
   void add_to(Uses& uses, const Stamp& now);
@@ -274,8 +367,14 @@ class Block {
   boost::context::fiber scheduler_;
   Thread* running_ = nullptr;
   Barrier barriers_[16];
-  AccessSets sets_;           ///< of accesses since all of the block met
-  std::vector<char> shared_;  ///< with room to align it
+  AccessSets sets_;  ///< of accesses since all of the block met
+  AsyncAccesses async_;
+  std::vector<Warpgroup> warpgroups_;
+  RegisterBudget budget_;
+  std::uint16_t agents_ = 0;
+  Mbarriers mbarriers_;
+  std::vector<BulkLoad> loads_;  ///< under way
+  std::vector<char> shared_;     ///< with room to align it
   SharedRange dynamic_, statics_;
   Part program_;                                ///< constants that have been read
   const StaticVariables* variables_ = nullptr;  ///< in statics_; null: nobody knows
@@ -294,6 +393,24 @@ class Block {
   std::vector<Found> found_;
   std::mt19937_64 random_;
 };
+
+/// function(cell, address) for each: two bytes, or one of two that are told apart.
+template <class Function>
+void Block::for_cells(SharedRange& range, std::uintptr_t address, std::size_t bytes,
+                      const Function& function) {
+  const std::uintptr_t end = address + bytes;
+  for (std::uintptr_t at = address; at < end; at = at / 2 * 2 + 2) {
+    const std::size_t n = (at - range.begin) / 2;
+    SharedCell& cell = range.cells[n];
+    if (bytes == 1 && !cell.split) {
+      if (range.second_bytes.empty()) range.second_bytes.resize(range.cells.size());
+      range.second_bytes[n] = cell;
+      cell.split = true;
+    }
+    if (at % 2 == 0) function(cell, at);
+    if (cell.split && (at % 2 == 1 || bytes > 1)) function(range.second_bytes[n], at | 1);
+  }
+}
 
 const char* verb(Block::Access what);  ///< "reads"
 

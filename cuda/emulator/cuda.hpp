@@ -7,6 +7,7 @@
 #pragma once
 
 #include "cuda/emulator/emulator.hpp"
+#include "cuda/emulator/hopper.hpp"
 #include "cuda/emulator/services.hpp"
 #include "cuda/emulator/warp_instructions.hpp"
 
@@ -40,6 +41,7 @@ asm("memset = __tsan_memset");
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 /// One for each block, since a block stays on one thread of the host.
 #define __shared__ static thread_local
 #define __constant__ const

@@ -38,7 +38,8 @@ bool Block::ordered(const Stamp& stamp) const {
   if (stamp.launch != common_.number) return true;  // one launch after the other
   if (stamp.block == number_) return ordered(stamp.thread, stamp.clock);
   const auto known = running_->foreign.find(stamp.block);
-  return known != running_->foreign.end() && (*known->second)[stamp.thread] >= stamp.clock;
+  return known != running_->foreign.end() && stamp.thread < known->second->size() &&
+         (*known->second)[stamp.thread] >= stamp.clock;
 }
 
 /// One that does not come before what the running thread does; of launch 0: all do.
@@ -69,15 +70,14 @@ void Block::check_global_cell(const Region& region, std::size_t n, Access what, 
   const auto race = [&](const Stamp& other, const char* did) {
     find_once(Kind::race, where, other.where, [&] {
       return fmt::format(
-          "thread {} of block {} {} {}[{}], which thread {} of block {} {} at {}; nothing orders "
-          "the two",
-          thread.number, number_, verb(what), region.name, n, other.thread, other.block, did,
-          line_of(other.where).text());
+          "{} of block {} {} {}[{}], which {} of block {} {} at {}; nothing orders the two",
+          who(thread.number), number_, verb(what), region.name, n, who(other.thread), other.block,
+          did, line_of(other.where).text());
     });
   };
   if (what != Access::write && !cell.written)
     find_once(Kind::uninitialised, where, Where(), [&] {
-      return fmt::format("thread {} of block {} {} {}[{}], which nobody has written", thread.number,
+      return fmt::format("{} of block {} {} {}[{}], which nobody has written", who(thread.number),
                          number_, verb(what), region.name, n);
     });
   if (!ordered(cell.write)) race(cell.write, "wrote");

@@ -21,6 +21,8 @@ const char* name_of(Kind kind) {
     case Kind::divergent_warp: return "divergent warp";
     case Kind::bad_launch: return "bad launch";
     case Kind::bad_instruction: return "bad instruction";
+    case Kind::not_fenced: return "not fenced";
+    case Kind::bad_mbarrier: return "bad mbarrier";
   }
   return "";
 }
@@ -54,6 +56,7 @@ Counts& Counts::operator+=(const Counts& more) {
   barriers += more.barriers;
   warp_syncs += more.warp_syncs;
   mma += more.mma;
+  wgmma += more.wgmma;
   mma_flops += more.mma_flops;
   special_functions += more.special_functions;
   async_bytes += more.async_bytes;
@@ -145,6 +148,7 @@ std::string to_json(const Report& report) {
                       {"barriers", counts.barriers},
                       {"warp_syncs", counts.warp_syncs},
                       {"mma", counts.mma},
+                      {"wgmma", counts.wgmma},
                       {"mma_flops", counts.mma_flops},
                       {"special_functions", counts.special_functions},
                       {"async_bytes", counts.async_bytes},

@@ -21,6 +21,8 @@ enum class Kind : std::uint8_t {
   divergent_warp,     ///< lanes of one mask call different instructions
   bad_launch,         ///< a grid, block or amount of shared memory that the device refuses
   bad_instruction,    ///< operands that the instruction does not have
+  not_fenced,         ///< stored, and no fence before the asynchronous proxy reads it
+  bad_mbarrier,       ///< an mbarrier that is none (yet), or gets more than it counts
 };
 const char* name_of(Kind kind);
 
@@ -70,7 +72,7 @@ struct Counts {
   std::map<Line, Banks> banks_by_line;  ///< lines that access shared memory
   std::int64_t barriers = 0;            ///< of blocks
   std::int64_t warp_syncs = 0;
-  std::int64_t mma = 0, mma_flops = 0;
+  std::int64_t mma = 0, wgmma = 0, mma_flops = 0;
   std::int64_t special_functions = 0;
   std::int64_t async_bytes = 0;
   std::int64_t blocks = 0, threads = 0, launches = 0;

@@ -78,6 +78,8 @@ Block::Block(const Common& common, std::uint32_t number, Stacks& stacks)
       threads_(static_cast<std::size_t>(common.launch.block.count())),
       warps_((threads_.size() + 31) / 32),
       unfinished_(size()),
+      warpgroups_((threads_.size() + 127) / 128),
+      budget_(size()),
       shared_(common.launch.shared_bytes + 1024),
       random_(common.options.seed * 0x9e3779b97f4a7c15u + number) {
   // Dynamic shared memory is aligned as strictly as any instruction wants it: 1024 bytes.
@@ -113,6 +115,9 @@ void Block::start_fibers(Stacks& stacks) {
                                           kernel_runs = true;
                                           launch().kernel(launch().parameters);
                                           kernel_runs = false;
+                                          copies_of_thread_end();
+                                          end_products();
+                                          if (unfinished_ == 1) end_budget();
                                           changed();
                                           thread.state = State::finished;
                                           --unfinished_;
@@ -132,7 +137,10 @@ void Block::run() {
   Block* const outer = std::exchange(current_block, this);
   common_.standstill.block_begins();
   while (unfinished_ > 0 && !given_up_) {
+    // A copy comes at some time; when nobody can go on without one, at last.
+    if (!loads_.empty() && random_() % 16 == 0) bring_any(false);
     if (ready_first_ == ready_.size()) {
+      if (bring_any(true)) continue;
       given_up_ = true;
       report_deadlock();
       break;
@@ -146,6 +154,10 @@ void Block::run() {
     if (has_changed_) has_gone_on();
   }
   if (watches_) common_.standstill.unwatch();
+  if (!given_up_) {
+    given_up_ = true;  // nothing that is found now has a thread to end
+    copies_of_block_end();
+  }
   finish();
   current_block = outer;
 }
@@ -190,7 +202,8 @@ void Block::report_deadlock() {
     // One that could go on does so in vain, in a loop.
     const bool waits = thread.state == State::waiting;
     in_loops = in_loops || !waits;
-    Crowd& crowd = crowds[{waits ? thread.waits_for : "", where_it_waits(thread).bits()}];
+    const std::string what = thread.waits_mbarrier != 0 ? missing(thread) : thread.waits_for;
+    Crowd& crowd = crowds[{waits ? what : "", where_it_waits(thread).bits()}];
     if (crowd.first == nullptr) crowd.first = &thread;
     ++crowd.count;
   }
@@ -200,7 +213,7 @@ void Block::report_deadlock() {
   for (const auto& [key, crowd] : crowds) {
     const Thread& thread = *crowd.first;
     const std::string what = thread.state == State::waiting
-                                 ? thread.waits_for
+                                 ? key.first
                                  : named(thread.looks_at) + " to change, in a loop";
     text += fmt::format(" {} threads (thread {} first) wait at {} for {};", crowd.count,
                         thread.number, line_of(where_it_waits(thread)).text(), what);
@@ -210,6 +223,7 @@ void Block::report_deadlock() {
     if (const Barrier& barrier = barriers_[id]; barrier.arrived > 0)
       text += fmt::format(" {} of {} threads have come to barrier {};", barrier.arrived,
                           barrier.expected, id);
+  text += products_text() + budget_text();
   std::int64_t finished = 0;
   const Thread* gone = nullptr;
   for (const Thread& thread : threads_)

@@ -4,6 +4,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <iterator>
+
 namespace tilewise::emulator {
 namespace {
 
@@ -113,14 +116,18 @@ void trace_begin(const char* name, std::int64_t tile) {
                          tile, thread.ticks, 0});
 }
 
-void trace_end() {
+void trace_end(const char* name, std::int64_t tile) {
   const NotTheKernel meanwhile;
   Block& block = *Block::current();
   Thread& thread = block.thread();
-  if (!block.options().trace || thread.open.empty()) return;
-  thread.open.back().end = thread.ticks;
-  block.report.trace.push_back(std::move(thread.open.back()));
-  thread.open.pop_back();
+  if (!block.options().trace || thread.lane() != 0) return;
+  const auto begun = std::find_if(
+      thread.open.rbegin(), thread.open.rend(),
+      [&](const TraceEvent& event) { return event.name == name && event.tile == tile; });
+  if (begun == thread.open.rend()) return;
+  begun->end = thread.ticks;
+  block.report.trace.push_back(std::move(*begun));
+  thread.open.erase(std::next(begun).base());
 }
 
 void refuse(const char* text, Site site) {

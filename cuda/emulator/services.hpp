@@ -56,9 +56,10 @@ void wait_for_async_copies(int groups_that_may_stay);
 void count_mma(std::int64_t flops);
 void count_special_function();
 
-/// Of the warp's trace (report.hpp), by its first lane.
+/// Of the warp's trace (report.hpp), by its first lane: what began last under this name ends; what
+/// began in between may go on.
 void trace_begin(const char* name, std::int64_t tile);
-void trace_end();
+void trace_end(const char* name, std::int64_t tile);
 
 /// Something that an instruction does not have: the block ends here.
 [[noreturn]] void refuse(const char* text, Site site);

@@ -69,26 +69,9 @@ void Block::use_static(std::uintptr_t address, Access what, Where where) {
   }
 }
 
-/// function(cell, address) for each: two bytes, or one of two that are told apart.
-template <class Function>
-void Block::for_cells(SharedRange& range, std::uintptr_t address, std::size_t bytes,
-                      const Function& function) {
-  const std::uintptr_t end = address + bytes;
-  for (std::uintptr_t at = address; at < end; at = at / 2 * 2 + 2) {
-    const std::size_t n = (at - range.begin) / 2;
-    SharedCell& cell = range.cells[n];
-    if (bytes == 1 && !cell.split) {
-      if (range.second_bytes.empty()) range.second_bytes.resize(range.cells.size());
-      range.second_bytes[n] = cell;
-      cell.split = true;
-    }
-    if (at % 2 == 0) function(cell, at);
-    if (cell.split && (at % 2 == 1 || bytes > 1)) function(range.second_bytes[n], at | 1);
-  }
-}
-
-void Block::access_shared(SharedRange& range, std::uintptr_t address, std::size_t bytes,
-                          Access what, Where where) {
+/// All of it is there, if the beginning is.
+void Block::check_extent(SharedRange& range, std::uintptr_t address, std::size_t bytes, Access what,
+                         Where where) {
   if (address + bytes > range.end) {
     find(Kind::out_of_bounds, where, Where(),
          fmt::format("thread {} {} {} bytes of shared memory at offset {}; there are {}",
@@ -99,6 +82,11 @@ void Block::access_shared(SharedRange& range, std::uintptr_t address, std::size_
   if (&range == &statics_)
     for (const std::uintptr_t at : {address, address + bytes - 1})
       if (!range.cells[(at - range.begin) / 2].counted) use_static(at, what, where);
+}
+
+void Block::access_shared(SharedRange& range, std::uintptr_t address, std::size_t bytes,
+                          Access what, Where where) {
+  check_extent(range, address, bytes, what, where);
   count_request(where, Requests::Memory::shared, nullptr, address - range.begin, bytes);
   for_cells(range, address, bytes,
             [&](SharedCell& cell, std::uintptr_t at) { check_shared_cell(cell, what, where, at); });
@@ -108,11 +96,13 @@ void Block::check_shared_cell(SharedCell& cell, Access what, Where where, std::u
   const Thread& thread = *running_;
   const auto race = [&](std::uint16_t other, const char* did, Where there) {
     find_once(Kind::race, where, there, [&] {
-      return fmt::format("thread {} {} {}, which thread {} {} at {}; nothing orders the two",
-                         thread.number, verb(what), named(address), other, did,
+      return fmt::format("thread {} {} {}, which {} {} at {}; nothing orders the two",
+                         thread.number, verb(what), named(address), who(other), did,
                          line_of(there).text());
     });
   };
+  if (cell.mbarrier) refuse_mbarrier(what, where, address);
+  if (cell.async_reads > 0 && what != Access::read) race_with_async_read(what, where, address);
   if (cell.in_flight)
     find_once(Kind::not_waited_for, where, cell.write_where, [&] {
       return fmt::format(
@@ -125,8 +115,16 @@ void Block::check_shared_cell(SharedCell& cell, Access what, Where where, std::u
       return fmt::format("thread {} {} {}, which nobody has written", thread.number, verb(what),
                          named(address));
     });
-  else if (cell.write_clock > 0 && !ordered(cell.write_thread, cell.write_clock))
-    race(cell.write_thread, "wrote", cell.write_where);
+  else if (cell.write_clock > 0 && !ordered(cell.write_thread, cell.write_clock)) {
+    if (cell.write_thread < size())
+      race(cell.write_thread, "wrote", cell.write_where);
+    else
+      find_once(Kind::not_waited_for, where, cell.write_where, [&] {
+        return fmt::format("thread {} {} {}, and has not waited for the copy that began at {}",
+                           thread.number, verb(what), named(address),
+                           line_of(cell.write_where).text());
+      });
+  }
   if (what != Access::atomic && !sets_.empty(cell.changes))
     if (const auto* const other = sets_.unordered(cell.changes, thread.clock))
       race(other->thread, "atomically changes", other->where);

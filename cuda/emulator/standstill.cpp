@@ -28,7 +28,9 @@ void Block::looked(const void* memory, Where where) {
   // A round: everybody who can go on has looked once.
   const auto round = static_cast<std::int64_t>(ready_.size() - ready_first_ + 1);
   const std::int64_t most = round * std::max<std::int64_t>(options().patience, 2);
-  if (++looks_ < most / 2) return;
+  // What loops look at may be a copy's to change.
+  if (++looks_ >= 2 * round && bring_any(true)) return;
+  if (looks_ < most / 2) return;
   // The other half of the rounds counts only while no other block changes anything.
   Standstill& all = common_.standstill;
   if (!watches_) all.watch();

@@ -1,12 +1,14 @@
 #include "cuda/emulator/warp_instructions.hpp"
 
 #include "cuda/emulator/block.hpp"
+#include "cuda/emulator/hopper.hpp"
 #include "cuda/emulator/services.hpp"
 
 #include "core/minifloat.hpp"
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstring>
@@ -99,6 +101,19 @@ unsigned ballot(unsigned mask, bool predicate, Site site) {
   return vote.result;
 }
 
+/// Any lane may be the one, and it is always the same: which, the seed says.
+bool elect_one(Site site) {
+  const NotTheKernel meanwhile;
+  Block& block = *Block::current();
+  if (block.options().device.compute_capability < 90)
+    refuse("elect.sync wants compute capability 9.0", site);
+  together(
+      "elect.sync", ~0u, nullptr, [](void* const[32], unsigned) {}, site);
+  const std::int64_t lanes = std::min<std::int64_t>(block.size() - block.thread().warp() * 32, 32);
+  const std::uint64_t lane = (block.options().seed * 0x9e3779b97f4a7c15u >> 59) % lanes;
+  return block.thread().lane() == lane;
+}
+
 // ---------------------------------------------------------------------------------------- matrices
 
 namespace {
@@ -125,7 +140,13 @@ void load_all(void* const operands[32], unsigned) {
   }
 }
 
-struct Product {
+struct StoredRows {
+  void* row;
+  const std::uint32_t* registers;
+  int matrices;
+};
+
+struct WarpProduct {
   float* d;
   const std::uint32_t* a;
   const std::uint32_t* b;
@@ -142,12 +163,12 @@ double element(std::uint32_t bits, int which, Operand operand) {
 }
 
 void multiply_all(void* const operands[32], unsigned) {
-  const Operand operand = static_cast<const Product*>(operands[0])->operand;
+  const Operand operand = static_cast<const WarpProduct*>(operands[0])->operand;
   const int each = operand == Operand::tf32 ? 1 : 2;  // numbers of a register
   const int k = 8 * each;
   double a[16][16], b[16][8];
   for (int lane = 0; lane < 32; ++lane) {
-    const auto& mine = *static_cast<const Product*>(operands[lane]);
+    const auto& mine = *static_cast<const WarpProduct*>(operands[lane]);
     const int g = lane / 4, t = lane % 4 * each;
     for (int n = 0; n < each; ++n) {
       a[g][t + n] = element(mine.a[0], n, operand);
@@ -163,12 +184,24 @@ void multiply_all(void* const operands[32], unsigned) {
     for (int l = 0; l < k; ++l)
       for (int j = 0; j < 8; ++j) sum[i][j] += a[i][l] * b[l][j];
   for (int lane = 0; lane < 32; ++lane) {
-    const auto& mine = *static_cast<const Product*>(operands[lane]);
+    const auto& mine = *static_cast<const WarpProduct*>(operands[lane]);
     const int g = lane / 4, t = lane % 4;
     for (int n = 0; n < 4; ++n)
       mine.d[n] =
           static_cast<float>(sum[g + n / 2 * 8][2 * t + n % 2] + static_cast<double>(mine.c[n]));
   }
+}
+
+/// The way back: each lane has the address of a row, and two numbers of each matrix.
+void store_all(void* const operands[32], unsigned) {
+  const auto& form = *static_cast<const StoredRows*>(operands[0]);
+  for (int n = 0; n < form.matrices; ++n)
+    for (int row = 0; row < 8; ++row) {
+      std::uint32_t four[4];
+      for (int t = 0; t < 4; ++t)
+        four[t] = static_cast<const StoredRows*>(operands[4 * row + t])->registers[n];
+      std::memcpy(static_cast<const StoredRows*>(operands[8 * n + row])->row, four, sizeof four);
+    }
 }
 
 }  // namespace
@@ -182,11 +215,22 @@ void load_matrices(std::uint32_t* registers, int matrices, bool transposed, cons
   together("ldmatrix", ~0u, &operand, load_all, site);
 }
 
+void store_matrices(void* row, const std::uint32_t* registers, int matrices, Site site) {
+  const NotTheKernel meanwhile;
+  Block& block = *Block::current();
+  if (block.options().device.compute_capability < 90)
+    refuse("stmatrix wants compute capability 9.0", site);
+  if (static_cast<int>(block.thread().lane()) < 8 * matrices)
+    block.access(row, 16, Block::Access::write, Where(site));
+  StoredRows operand{row, registers, matrices};
+  together("stmatrix", ~0u, &operand, store_all, site);
+}
+
 void multiply_accumulate(float* d, const std::uint32_t* a, const std::uint32_t* b, const float* c,
                          Operand operand, Site site) {
   if (operand != Operand::f16 && Block::current()->options().device.compute_capability < 80)
     refuse("mma.sync of bf16 or tf32 wants compute capability 8.0", site);
-  Product product{d, a, b, c, operand};
+  WarpProduct product{d, a, b, c, operand};
   together("mma.sync", ~0u, &product, multiply_all, site);
   if (Block::current()->thread().lane() == 0)
     count_mma(2 * 16 * 8 * (operand == Operand::tf32 ? 8 : 16));

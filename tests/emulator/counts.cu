@@ -59,6 +59,22 @@ __global__ void tiles(const float* in, float* out) {
   out[t] = sum;
 }
 
+/// Two spans of which the second is begun before the first has ended.
+__global__ void spans(float* out) {
+  device::TraceSpan first, second;
+  first.begin("issued", 0);
+  out[threadIdx.x] = 1;
+  second.begin("issued", 1);
+  {
+    const device::Trace trace("meanwhile", 0);
+    out[threadIdx.x] += 1;
+  }
+  first.end();
+  out[threadIdx.x] += 1;
+  second.end();
+  device::trace_point("done", 1);
+}
+
 /// x is what counts fastest, in the grid and in the block; 32 of a block are a warp.
 __global__ void number_all(int* out) {
   const int block =
@@ -97,6 +113,15 @@ Ran a_little_of_everything() {
 
 Ran traced_tiles() {
   return run("tiles", tiles, {{1}, {64}}, counted(4 * 64), std::vector<float>(64, 256 * 257 / 2));
+}
+
+Ran traced_spans() {
+  Memory<float> out;
+  Ran ran;
+  ran.status = out.allocate(32, "out");
+  if (ran.status.ok()) ran.status = device::launch("spans", spans, {{1}, {32}}, out.data());
+  ran.right = ran.status.ok() && downloaded(out) == std::vector<float>(32, 3);
+  return ran;
 }
 
 Status numbers_of_threads(std::vector<int>& numbers) {
