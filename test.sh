@@ -164,7 +164,23 @@ run_cuda() {
   # which are many, for the newest alone.
   configure gpu "-DCMAKE_CUDA_ARCHITECTURES=75;90a" && build gpu tilewise_gpu_stages tilewise_gpu_kernels || status=$?
   count $status
-  return $status
+  # A kernel whose wgmma wait for each other must not compile (cmake/nvcc_launcher.sh).
+  refuse_serialized() {
+    ! cmake --build --preset gpu --target tilewise_gpu_serialized >build/logs/serialized.log 2>&1 &&
+      grep -F '(C7510)' build/logs/serialized.log
+  }
+  local refused=0 sass=0
+  step "Refuse serialised wgmma" refuse refuse_serialized || refused=$?
+  count $refused
+  if python3 tools/check_sass.py --find >/dev/null 2>&1; then
+    step "Check the machine code" sass python3 tools/check_sass.py --rules cuda/kernels/sass.txt \
+      --arch sm_90a build/gpu/cuda/kernels/gpu/libtilewise_gpu_kernels.a || sass=$?
+    count $sass
+  else
+    echo "There is no cuobjdump: the machine code is not looked at."
+    skipped=$((skipped + 1))
+  fi
+  return $((status + refused + sass > 0))
 }
 
 run_tour() {

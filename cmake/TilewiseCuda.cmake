@@ -21,6 +21,8 @@ if(CMAKE_CUDA_COMPILER)
     list(APPEND CMAKE_CUDA_COMPILE_FEATURES cuda_std_20)
   endif()
   set(CMAKE_CUDA_STANDARD 20)
+  # What ptxas only notes of wgmma is an error here.
+  list(PREPEND CMAKE_CUDA_COMPILER_LAUNCHER ${CMAKE_CURRENT_LIST_DIR}/nvcc_launcher.sh)
   set(tilewise_cuda ON)
 elseif(TILEWISE_CUDA STREQUAL "ON")
   message(FATAL_ERROR "TILEWISE_CUDA is ON, and there is no nvcc: set CUDACXX or PATH")

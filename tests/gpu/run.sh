@@ -24,6 +24,9 @@
 #                 chapter 3, its flash backend for chapter 4
 #   speed         the shipped kernels beside PyTorch's backends, through the C interface, twice
 #                 (tests/gpu/speed.py: docs/results/speed-NAME.json); some ten minutes each time
+#   witness       whether ptxas leaves the registers alone that a wgmma under way reads
+#                 (tests/gpu/witness.cu), and what tools/check_sass.py sees in the machine code
+#   timeline      who does what when, by clocks in the kernels: docs/results/timeline-STEP.json, .svg
 #   collect       all of it as one JSON: docs/results/gpu-NAME.json
 set -u
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." || exit
@@ -35,12 +38,14 @@ mkdir -p "$state"
 steps3=stage.3a_thread_a_row,stage.3b_paper_loops,stage.3c_warp_tiles,stage.3d_backward
 steps4=stage.4a_swapped_loops,stage.4b_tensor_cores,stage.4c_split_queries,stage.4d_causal_blocks
 steps4+=,stage.4e_split_keys,stage.4f_backward,cuda.sm80
+traced_steps=4d_causal_blocks
 steps_of() { local name=steps$1 && echo "${!name}"; }
 
 build() {
   [ -n "${TILEWISE_GPU_BIN:-}" ] && return
   cmake --preset gpu && cmake --build --preset gpu \
-    --target tilewise tilewise_gpu_memory tilewise_gpu_benchmark || return
+    --target tilewise tilewise_gpu_memory tilewise_gpu_benchmark tilewise_gpu_witness \
+    tilewise_gpu_timeline || return
   # The C interface for Python's ctypes: the libraries alone, shared.
   cmake -B build/gpu-library -G Ninja -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON \
     -DTILEWISE_LIBRARY_ONLY=ON -DTILEWISE_CUDA=ON && cmake --build build/gpu-library
@@ -184,11 +189,33 @@ speed() {
   done
 }
 
+witness() {
+  "$bin/tilewise_gpu_witness" >"$state/witness.txt" || return
+  tail -1 "$state/witness.txt"
+  local kernels=build/gpu/cuda/kernels/gpu/libtilewise_gpu_kernels.a
+  [ -f $kernels ] && python3 tools/check_sass.py --find >/dev/null || return 0
+  python3 tools/check_sass.py $kernels "$bin/tilewise_gpu_witness" --arch sm_90a \
+    --rules cuda/kernels/sass.txt >"$state/sass.txt"
+}
+
+# Of a block that begins when others are under way already, a part that one can read.
+timeline_problem="fwd b2 s2048 h16 d128 bf16"
+timeline() {
+  local step json rows
+  for step in $traced_steps; do
+    json=docs/results/timeline-$step.json
+    rows=warpgroups
+    case $step in 4*) rows=warps ;; esac
+    "$bin/tilewise_gpu_timeline" "$step" "$timeline_problem" "$json" 300 &&
+      python3 tools/draw_timeline.py "$json" --rows $rows --from 10000 --to 25000 || return
+  done
+}
+
 collect() { python3 tests/gpu/collect.py "$state" docs/results; }
 
 phases_of() { echo "conformance$1 sanitizer$1 traffic$1 benchmark$1"; }
 case ${*:-all} in
-  all) wanted="build bits memory $(phases_of 3) $(phases_of 4) speed collect" ;;
+  all) wanted="build bits memory $(phases_of 3) $(phases_of 4) witness timeline speed collect" ;;
   3 | 4) wanted="build $(phases_of "$1") collect" ;;
   *) wanted="$*" ;;
 esac

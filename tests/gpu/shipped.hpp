@@ -14,7 +14,7 @@ namespace tilewise::gpu_tests {
 
 inline DeviceLimits limits_of_gpu() {
   const stages::Gpu& gpu = stages::this_gpu();
-  return {gpu.compute_capability, gpu.multiprocessors, gpu.shared_bytes_a_block};
+  return {gpu.compute_capability, 80, gpu.multiprocessors, gpu.shared_bytes_a_block};
 }
 
 /// The forward call and, where gradients are asked for, the backward call.
