@@ -17,6 +17,7 @@ namespace tilewise {
 /// What tiles, splits and workspaces are chosen by.
 struct DeviceLimits {
   int compute_capability = 0;  ///< 80, 86, 90
+  int kernels = 0;  ///< the latest architecture whose kernels may run there: 80, or 90 on a 9.0
   int multiprocessors = 0;
   std::size_t shared_bytes_a_block = 0;  ///< with the kernel's own consent
 };
@@ -41,7 +42,7 @@ struct DeviceCall {
 /// Who would compute a call.
 struct DeviceChoice {
   Status status;                    ///< not ok: nobody, and why not
-  const char* implementation = "";  ///< "cuda.sm80"
+  const char* implementation = "";  ///< "cuda.sm80", "cuda.sm90"
   bool fast = false;                ///< by a kernel compiled for such calls
   Status slow;                      ///< if not fast: why that kernel is not the one
 };
@@ -80,7 +81,7 @@ struct DeviceMerge {
 /// Library and backend are compiled apart, each with this file: two that see it differently must
 /// not meet. The first number grows with every change that sizes do not show.
 constexpr std::uint64_t device_backend_layout =
-    (std::uint64_t{1} << 32) + (sizeof(DeviceMerge) << 16) + sizeof(DeviceCall);
+    (std::uint64_t{2} << 32) + (sizeof(DeviceMerge) << 16) + sizeof(DeviceCall);
 
 struct DeviceBackend {
   std::uint64_t layout = device_backend_layout;

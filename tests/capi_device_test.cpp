@@ -36,7 +36,7 @@ DeviceBackend fake() {
   backend.open = [](int id, DeviceLimits& limits) {
     ++notes.opened;
     if (id > 1) return failure(Code::unsupported, "there is no CUDA device %d", id);
-    limits = {86, 82, 99 * 1024};
+    limits = {86, 80, 82, 99 * 1024};
     return Status{};
   };
   backend.choose = [](const DeviceCall& call, const DeviceLimits&) {

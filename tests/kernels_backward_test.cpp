@@ -20,7 +20,7 @@ namespace tilewise {
 namespace {
 
 DeviceLimits limits_of(const emulator::Device& device) {
-  return {device.compute_capability, device.multiprocessors, device.shared_bytes_a_block};
+  return {device.compute_capability, 80, device.multiprocessors, device.shared_bytes_a_block};
 }
 
 /// The backward call of a problem, without memory.

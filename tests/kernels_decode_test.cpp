@@ -21,7 +21,7 @@
 namespace tilewise {
 namespace {
 
-constexpr DeviceLimits h100{90, 132, 227 * 1024};
+constexpr DeviceLimits h100{90, 80, 132, 227 * 1024};
 
 Problem problem_of(const std::string& text) {
   return std::get<Problem>(parse_problem(text));
@@ -376,7 +376,7 @@ TEST(DecodeKernel, WantsAWorkspaceWhereItSplits) {
   EXPECT_EQ(bytes("fwd b64 sq1 sk65536 hq32 hk8 d128 f16", h100), 0u);
   EXPECT_EQ(bytes("fwd b64 sq1 sk4096 hq32 hk8 d128 f16 slots=64", h100), 64u);
   EXPECT_EQ(bytes("fwd sq1 sk100 h1 d64 f16", h100), 0u);
-  EXPECT_EQ(bytes("fwd sq1 sk4096 h1 d64 f16", {86, 6, 99 * 1024}), parts(12, 1, 64));
+  EXPECT_EQ(bytes("fwd sq1 sk4096 h1 d64 f16", {86, 80, 6, 99 * 1024}), parts(12, 1, 64));
   EXPECT_EQ(bytes("fwd sq1 sk4096 h1 d64 f16 splits=1", h100), 0u);
   EXPECT_EQ(bytes("fwd sq1 sk4096 h1 d64 f16 splits=9", h100), parts(9, 1, 64));
 }

@@ -101,7 +101,7 @@ struct Merged {
       memory.add("lse", to_lse.bytes.data(), to_lse.bytes.size(), 4, false);
     }
     emulator::Session session;
-    const Status status = cuda::emulated::merge(call, {90, 132, 227 * 1024}, nullptr);
+    const Status status = cuda::emulated::merge(call, {90, 80, 132, 227 * 1024}, nullptr);
     EXPECT_TRUE(session.report().clean()) << session.report().text();
     return status;
   }

@@ -247,4 +247,11 @@ LibraryImplementation::Row cuda_row(const char* name) {
   return row;
 }
 
+LibraryImplementation::Row cuda_row_sm90(const char* name) {
+  LibraryImplementation::Row row{
+      name, "Hopper's forward kernel as it is shipped, where chapter 5 ends.", "cuda.sm90"};
+  row.device_type = TILEWISE_CUDA;
+  return row;
+}
+
 }  // namespace tilewise::tools

@@ -70,5 +70,6 @@ harness::Table library_implementations();
 
 /// What the kernels for a GPU are called, with their idea; without a backend, none that can run.
 LibraryImplementation::Row cuda_row(const char* name);
+LibraryImplementation::Row cuda_row_sm90(const char* name);
 
 }  // namespace tilewise::tools

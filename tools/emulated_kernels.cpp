@@ -66,17 +66,20 @@ int number_of(const emulator::Device& device) {
   return -1;
 }
 
-LibraryImplementation::Row row_of(const emulator::Device& device) {
-  LibraryImplementation::Row row = cuda_row("emulated.sm80");
+LibraryImplementation::Row row_of(Kernels kernels, const emulator::Device& device) {
+  const bool hopper = kernels == Kernels::sm90;
+  LibraryImplementation::Row row =
+      hopper ? cuda_row_sm90("emulated.sm90") : cuda_row("emulated.sm80");
   row.device_id = number_of(device);
-  row.backend = reinterpret_cast<const tilewise_backend*>(&cuda::emulated::backend());
+  row.backend = reinterpret_cast<const tilewise_backend*>(
+      hopper ? &cuda::emulated::backend() : &cuda::emulated::backend_of_sm80());
   return row;
 }
 
 class EmulatedKernels final : public LibraryImplementation, public stages::Emulated {
  public:
-  explicit EmulatedKernels(const emulator::Options& options)
-      : LibraryImplementation(row_of(options.device)), options_(options) {}
+  EmulatedKernels(Kernels kernels, const emulator::Options& options)
+      : LibraryImplementation(row_of(kernels, options.device)), options_(options) {}
 
   const emulator::Report& report() const override { return report_; }
 
@@ -105,7 +108,12 @@ class EmulatedKernels final : public LibraryImplementation, public stages::Emula
 }  // namespace
 
 std::unique_ptr<harness::Implementation> emulated_kernels(const emulator::Options& options) {
-  return std::make_unique<EmulatedKernels>(options);
+  return std::make_unique<EmulatedKernels>(Kernels::sm80, options);
+}
+
+std::unique_ptr<harness::Implementation> emulated_kernels(Kernels kernels,
+                                                          const emulator::Options& options) {
+  return std::make_unique<EmulatedKernels>(kernels, options);
 }
 
 }  // namespace tilewise::tools

@@ -28,15 +28,12 @@ void append(harness::Table& table, harness::Table more) {
 /// Named, so that whoever asks for them is told why they are not there.
 class AbsentCudaKernels final : public LibraryImplementation {
  public:
-  AbsentCudaKernels() : LibraryImplementation(cuda_row("cuda.sm80")) {}
+  using LibraryImplementation::LibraryImplementation;
   harness::Support supports(const Problem&) const override {
     return harness::Support::no("this build has no CUDA: configure it where nvcc is found");
   }
 };
 
-std::unique_ptr<harness::Implementation> absent_cuda_kernels() {
-  return std::make_unique<AbsentCudaKernels>();
-}
 #endif
 }  // namespace
 
@@ -46,6 +43,7 @@ harness::Table implementations() {
 #if defined(TILEWISE_HAVE_CUDA)
   append(table, stages::gpu_implementations());
   table.push_back(cuda_kernels());
+  table.push_back(cuda_kernels_sm90());
 #endif
   return table;
 }
@@ -62,7 +60,9 @@ Problem problem_for(const harness::Implementation& implementation, const std::st
 harness::Table implementations_for(const std::string& names) {
   harness::Table table = implementations();
 #if !defined(TILEWISE_HAVE_CUDA)
-  if (names.find("cuda") != std::string::npos) table.push_back(absent_cuda_kernels());
+  if (names.find("cuda") != std::string::npos)
+    for (const auto& row : {cuda_row("cuda.sm80"), cuda_row_sm90("cuda.sm90")})
+      table.push_back(std::make_unique<AbsentCudaKernels>(row));
 #endif
   if (names.find("bug.") != std::string::npos) append(table, bugs::planted_bugs());
   if (names.find("emulated") != std::string::npos) append(table, emulated_implementations());

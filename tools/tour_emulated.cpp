@@ -108,6 +108,7 @@ std::string timeline(const EmulatedRun& run) {
 harness::Table emulated_implementations(const emulator::Options& options) {
   harness::Table table = stages::emulated_implementations(options);
   table.push_back(emulated_kernels(options));
+  table.push_back(emulated_kernels(Kernels::sm90, options));
   return table;
 }
 

@@ -6,6 +6,12 @@
 
 namespace tilewise::cuda {
 
+/// Which kernels a device of this compute capability runs, of those for architectures up to `most`:
+/// Hopper's instructions are of 9.0 and of nothing later.
+constexpr int kernels_for(int compute_capability, int most) {
+  return compute_capability == 90 && most >= 90 ? 90 : 80;
+}
+
 /// What a device must be able to: cp.async, and shared memory for the tiles.
 constexpr int least_compute_capability = 80;
 
@@ -23,11 +29,14 @@ namespace emulated {
 /// gave, and what emulator::register_memory was told.
 const DeviceBackend& backend();
 constexpr int devices = 4;
+/// The same, with kernels for sm_80 alone: to judge and time these on later devices.
+const DeviceBackend& backend_of_sm80();
 }  // namespace emulated
 
 namespace gpu {
 /// The machine's GPUs.
 const DeviceBackend& backend();
+const DeviceBackend& backend_of_sm80();
 }  // namespace gpu
 
 }  // namespace tilewise::cuda

@@ -10,6 +10,7 @@ namespace {
 
 constexpr std::align_val_t alignment{256};
 
+template <int Most>
 Status open(int device_id, DeviceLimits& limits) {
   const emulator::Device all[devices] = {emulator::Device::h100(), emulator::Device::a100(),
                                          emulator::Device::rtx3090(), emulator::Device::t4()};
@@ -19,7 +20,8 @@ Status open(int device_id, DeviceLimits& limits) {
   const emulator::Device& device = all[device_id];
   if (device.compute_capability < least_compute_capability)
     return too_old(device_id, device.name, device.compute_capability);
-  limits = {device.compute_capability, device.multiprocessors, device.shared_bytes_a_block};
+  limits = {device.compute_capability, kernels_for(device.compute_capability, Most),
+            device.multiprocessors, device.shared_bytes_a_block};
   return {};
 }
 
@@ -41,19 +43,25 @@ void release(int, void* memory) {
   ::operator delete(memory, alignment);
 }
 
+template <int Most>
+constexpr DeviceBackend backend_up_to{.name = "CUDA",
+                                      .open = open<Most>,
+                                      .choose = choose,
+                                      .workspace = workspace_bytes,
+                                      .compute = compute,
+                                      .merge = merge,
+                                      .validate = validate,
+                                      .allocate = allocate,
+                                      .release = release};
+
 }  // namespace
 
 const DeviceBackend& backend() {
-  static constexpr DeviceBackend it{.name = "CUDA",
-                                    .open = open,
-                                    .choose = choose,
-                                    .workspace = workspace_bytes,
-                                    .compute = compute,
-                                    .merge = merge,
-                                    .validate = validate,
-                                    .allocate = allocate,
-                                    .release = release};
-  return it;
+  return backend_up_to<90>;
+}
+
+const DeviceBackend& backend_of_sm80() {
+  return backend_up_to<80>;
 }
 
 }  // namespace tilewise::cuda::emulated

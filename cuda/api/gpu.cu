@@ -10,6 +10,13 @@ namespace {
 
 using device::status_of;
 
+/// The latest architecture that this build has kernels for.
+#if defined(TILEWISE_SM90)
+constexpr int latest = 90;
+#else
+constexpr int latest = 80;
+#endif
+
 /// The calling thread's current device, for as long as this lives.
 class Current {
  public:
@@ -38,6 +45,7 @@ Status property(int device_id, cudaDeviceAttr which, int& value) {
   return status_of(cudaDeviceGetAttribute(&value, which, device_id), "a GPU's properties");
 }
 
+template <int Most>
 Status open(int device_id, DeviceLimits& limits) {
   int count = 0;
   if (const cudaError_t error = cudaGetDeviceCount(&count); error != cudaSuccess || count == 0) {
@@ -57,7 +65,8 @@ Status open(int device_id, DeviceLimits& limits) {
   if (!status.ok()) return status;
   if (10 * major + minor < least_compute_capability)
     return too_old(device_id, "a GPU", 10 * major + minor);
-  limits = {10 * major + minor, multiprocessors, static_cast<std::size_t>(shared)};
+  limits = {10 * major + minor, kernels_for(10 * major + minor, Most), multiprocessors,
+            static_cast<std::size_t>(shared)};
   return {};
 }
 
@@ -98,19 +107,25 @@ void release(int device_id, void* memory) {
   (void)cudaFree(memory);
 }
 
+template <int Most>
+constexpr DeviceBackend backend_up_to{.name = "CUDA",
+                                      .open = open<Most>,
+                                      .choose = choose,
+                                      .workspace = workspace_bytes,
+                                      .compute = compute_there,
+                                      .merge = merge_there,
+                                      .validate = validate,
+                                      .allocate = allocate,
+                                      .release = release};
+
 }  // namespace
 
 const DeviceBackend& backend() {
-  static constexpr DeviceBackend it{.name = "CUDA",
-                                    .open = open,
-                                    .choose = choose,
-                                    .workspace = workspace_bytes,
-                                    .compute = compute_there,
-                                    .merge = merge_there,
-                                    .validate = validate,
-                                    .allocate = allocate,
-                                    .release = release};
-  return it;
+  return backend_up_to<latest>;
+}
+
+const DeviceBackend& backend_of_sm80() {
+  return backend_up_to<80>;
 }
 
 }  // namespace tilewise::cuda::gpu

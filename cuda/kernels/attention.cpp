@@ -8,9 +8,13 @@
 namespace tilewise::cuda {
 namespace {
 
-#define TILEWISE_ROW(family)                                 \
-  {#family, std::string_view(#family).ends_with("backward"), \
-   !std::string_view(#family).starts_with("general"), family::serves, family::workspace_bytes},
+#define TILEWISE_ROW(family)                                                \
+  {#family,                                                                 \
+   std::string_view(#family).ends_with("sm90") ? "cuda.sm90" : "cuda.sm80", \
+   std::string_view(#family).ends_with("backward"),                         \
+   !std::string_view(#family).starts_with("general"),                       \
+   family::serves,                                                          \
+   family::workspace_bytes},
 constexpr Family families[] = {TILEWISE_FAMILIES(TILEWISE_ROW)};
 #undef TILEWISE_ROW
 
@@ -37,7 +41,7 @@ DeviceChoice choose(const DeviceCall& call, const DeviceLimits& limits) {
     choice.status = why;
     return choice;
   }
-  choice.implementation = "cuda.sm80";
+  choice.implementation = families[family].implementation;
   choice.fast = families[family].fast;
   if (!choice.fast) choice.slow = why;
   return choice;

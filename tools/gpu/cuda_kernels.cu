@@ -1,5 +1,6 @@
 #include "tools/gpu/cuda_kernels.hpp"
 
+#include "cuda/api/backend.hpp"
 #include "include/tilewise/cuda.h"
 #include "stages/gpu/gpu.hpp"
 #include "tools/capi_implementation.hpp"
@@ -45,7 +46,7 @@ tilewise_plugin device_memory() {
 
 class CudaKernels final : public LibraryImplementation {
  public:
-  CudaKernels() : LibraryImplementation(row()) {}
+  explicit CudaKernels(const Row& row) : LibraryImplementation(row) {}
 
   bool on_device() const override { return true; }
 
@@ -64,19 +65,21 @@ class CudaKernels final : public LibraryImplementation {
   }
 
  private:
-  static Row row() {
-    Row row = cuda_row("cuda.sm80");
-    row.backend = tilewise_cuda_backend();
-    return row;
-  }
-
   mutable int calls_ = 0;
 };
 
 }  // namespace
 
 std::unique_ptr<harness::Implementation> cuda_kernels() {
-  return std::make_unique<CudaKernels>();
+  LibraryImplementation::Row row = cuda_row("cuda.sm80");
+  row.backend = reinterpret_cast<const tilewise_backend*>(&cuda::gpu::backend_of_sm80());
+  return std::make_unique<CudaKernels>(row);
+}
+
+std::unique_ptr<harness::Implementation> cuda_kernels_sm90() {
+  LibraryImplementation::Row row = cuda_row_sm90("cuda.sm90");
+  row.backend = tilewise_cuda_backend();
+  return std::make_unique<CudaKernels>(row);
 }
 
 }  // namespace tilewise::tools

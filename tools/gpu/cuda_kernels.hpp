@@ -1,5 +1,5 @@
-// The shipped CUDA kernels before the judge, on the first GPU: cuda.sm80. A call's tensors travel
-// to the device and back, as a plug-in's do.
+// The shipped CUDA kernels before the judge, on the first GPU: cuda.sm80, cuda.sm90. A call's
+// tensors travel to the device and back, as a plug-in's do.
 #pragma once
 
 #include "oracle/harness/implementation.hpp"
@@ -9,5 +9,6 @@
 namespace tilewise::tools {
 
 std::unique_ptr<harness::Implementation> cuda_kernels();
+std::unique_ptr<harness::Implementation> cuda_kernels_sm90();
 
 }  // namespace tilewise::tools

@@ -1,0 +1,83 @@
+// From a call to the instantiation of Hopper's forward kernel that computes it.
+#include "cuda/kernels/families.hpp"
+#include "cuda/kernels/sm90/forward.hpp"
+#include "cuda/kernels/sm90/forward_work.hpp"
+
+namespace tilewise::cuda::TILEWISE_TARGET {
+
+#if TILEWISE_EMULATED || defined(TILEWISE_SM90)
+namespace {
+
+/// Nothing is amiss yet, and no piece of work has been asked for.
+__global__ void __launch_bounds__(1) begin_forward(std::uint32_t* error, unsigned* next) {
+  *error = static_cast<std::uint32_t>(DeviceError::none);
+  *next = 0;
+}
+
+sm90::Layout layout_of(const TensorView& tensor) {
+  return {tensor.strides[0], tensor.strides[1], tensor.strides[2]};
+}
+
+template <class T, class Tile>
+Status masked(const sm90::ForwardProblem& problem, bool causal, const sm90::Spread& spread,
+              device::StreamHandle stream) {
+  return causal ? sm90::launch_forward<T, Tile, true>(problem, spread, stream)
+                : sm90::launch_forward<T, Tile, false>(problem, spread, stream);
+}
+
+template <class T>
+Status wide(const sm90::ForwardProblem& problem, std::int64_t head_dim, bool causal,
+            const sm90::Spread& spread, device::StreamHandle stream) {
+  if (head_dim == 128) return masked<T, sm90::Forward128>(problem, causal, spread, stream);
+  if (head_dim == 256) return masked<T, sm90::Forward256>(problem, causal, spread, stream);
+  if (sm90::rows_of_tile(head_dim, causal, problem.seqlen_q) == 128)
+    return sm90::launch_forward<T, sm90::Forward64Short, true>(problem, spread, stream);
+  return masked<T, sm90::Forward64>(problem, causal, spread, stream);
+}
+
+}  // namespace
+
+Status forward_sm90(const DeviceCall& call, const DeviceLimits& limits, void* workspace,
+                    void* stream) {
+  const AttentionParams& params = call.params;
+  const AttentionTensors& tensors = call.tensors;
+  const TensorView &q = tensors.q, &k = tensors.k;
+  if (q.elements() == 0) return {};
+  const auto on = static_cast<device::StreamHandle>(stream);
+  sm90::Spread spread = {limits.multiprocessors, nullptr};
+  if (sm90::hands_out_work(call, limits)) {
+    auto* const head = static_cast<std::uint32_t*>(workspace);
+    spread.next = reinterpret_cast<unsigned*>(static_cast<char*>(workspace) + sm90::counter_at);
+    Status status = device::launch("cuda.sm90 forward: work", begin_forward, {{1}, {1}, 0, on},
+                                   head, spread.next);
+    if (!status.ok()) return status;
+  }
+  constexpr float log2_e = 1.44269504f;
+  const sm90::ForwardProblem problem = {
+      .q = q.data,
+      .k = k.data,
+      .v = tensors.v.data,
+      .o = tensors.o.data,
+      .lse = tensors.lse.exists() ? static_cast<float*>(tensors.lse.data) : nullptr,
+      .q_layout = layout_of(q),
+      .k_layout = layout_of(k),
+      .v_layout = layout_of(tensors.v),
+      .o_layout = layout_of(tensors.o),
+      .batch = static_cast<int>(q.shape[0]),
+      .nheads_q = static_cast<int>(q.shape[2]),
+      .nheads_k = static_cast<int>(k.shape[2]),
+      .seqlen_q = static_cast<int>(q.shape[1]),
+      .seqlen_k = static_cast<int>(k.shape[1]),
+      .softmax_scale = static_cast<float>(params.softmax_scale),
+      .lse_unit = params.conventions.lse_base == LseBase::two ? log2_e : 1.0f};
+  return q.dtype == DType::f16 ? wide<device::f16>(problem, q.shape[3], params.causal, spread, on)
+                               : wide<device::bf16>(problem, q.shape[3], params.causal, spread, on);
+}
+#else
+/// Nobody comes here: without these kernels no device has limits that let `serves` say yes.
+Status forward_sm90(const DeviceCall&, const DeviceLimits&, void*, void*) {
+  return failure(Code::unsupported, "this build has no kernels for compute capability 9.0");
+}
+#endif
+
+}  // namespace tilewise::cuda::TILEWISE_TARGET
