@@ -105,10 +105,10 @@ struct OnlineSoftmax {
     }
     float sum[2][2] = {};
     TILEWISE_UNROLL
-    for (Accumulator& piece : s.piece)
+    for (int piece = 0; piece < s.pieces; ++piece)
       for (int row = 0; row < 2; ++row)
         for (int n = 0; n < 2; ++n) {
-          float& score = piece.of_row(row, n);
+          float& score = s.piece[piece].of_row(row, n);
           score = exp2_approx(fmaf(score, log2_scale, -base[row]));
           sum[row][n] += score;
         }

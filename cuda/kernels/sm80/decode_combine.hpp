@@ -13,6 +13,7 @@
 //   memory    O, and LSE where it is wanted; each has one writer, and each sum one order
 #pragma once
 
+#include "cuda/device/shared.hpp"
 #include "cuda/device/warp.hpp"
 #include "cuda/kernels/sm80/decode_rows.hpp"
 
@@ -31,9 +32,15 @@ struct Combination {
   }
 };
 
+struct CombinationShared {
+  float4 sum_o[Combination::warps][32];
+  float sum_l[Combination::warps];
+  DecodeError errors[Combination::warps];
+};
+
 /// The worst of what blocks have found, and of what there is already. All threads of one block.
-__device__ __forceinline__ void gather(const DecodeSpace& space) {
-  __shared__ DecodeError errors[Combination::warps];
+__device__ __forceinline__ void gather(const DecodeSpace& space,
+                                       DecodeError (&errors)[Combination::warps]) {
   DecodeError worst = 0;
   for (std::int64_t n = threadIdx.x; n < space.found; n += Combination::threads)
     worst = max(worst, space.findings[n]);
@@ -50,8 +57,7 @@ template <class T>
 __global__ void __launch_bounds__(Combination::threads)
     combine_kernel(DecodeProblem problem, DecodePlan plan, DecodeSpace space, int doublings) {
   constexpr int warps = Combination::warps, at_once = Combination::at_once;
-  __shared__ float4 sum_o[warps][32];
-  __shared__ float sum_l[warps];
+  auto& [sum_o, sum_l, errors] = device::shared_memory<CombinationShared>();
   const int warp = device::warp_index(), lane = device::lane_index();
   const int column = 4 * lane + Combination::columns * static_cast<int>(blockIdx.y);
   const std::int64_t all = packed_row(problem, plan, problem.batch, 0, 0);
@@ -106,7 +112,7 @@ __global__ void __launch_bounds__(Combination::threads)
       state.add(1, sum_l[warp + other], device::load_vector<float4>(&sum_o[warp + other][lane]));
     store_row<T>(problem, b, where, column, state);
   }
-  if (blockIdx.x == 0 && blockIdx.y == 0 && space.findings != nullptr) gather(space);
+  if (blockIdx.x == 0 && blockIdx.y == 0 && space.findings != nullptr) gather(space, errors);
 }
 // [end decode_combine]
 
@@ -119,8 +125,8 @@ Status launch_combine(const DecodeProblem& problem, const DecodePlan& plan,
   const dim3 blocks{static_cast<unsigned>((rows + rows_a_block - 1) / rows_a_block),
                     static_cast<unsigned>((problem.head_dim + 127) / Combination::columns)};
   return device::launch("cuda.sm80 decode: combine", combine_kernel<T>,
-                        {blocks, {Combination::threads}, 0, stream}, problem, plan, space,
-                        doublings);
+                        {blocks, {Combination::threads}, sizeof(CombinationShared), stream},
+                        problem, plan, space, doublings);
 }
 
 }  // namespace tilewise::cuda::sm80::inline TILEWISE_TARGET
