@@ -16,6 +16,7 @@ cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 labels_table() {
   cat <<'EOT'
 host|300|build plot test|g++ or this machine's compiler, warnings as errors, every test
+emulated|150|build test|CUDA kernels on the CPU: the emulator's own tests, and the kernels that are shipped
 python|20|build test|tools/tilewise.py with numpy
 consumer|110|build test consumer|outside projects, with Tilewise installed, beside them, renamed
 abi|30|build abi|the CPU library's binary interface, compared with tests/abi/tilewise.abi
@@ -86,6 +87,13 @@ count_report() {
 preset_built() {
   local status=0
   { configure "$1" && build "$1"; } || status=$?
+  [ $status -eq 0 ] || count $status
+  return $status
+}
+
+emulated_built() {
+  local status=0
+  { configure dev && build dev tilewise_emulated_tests; } || status=$?
   [ $status -eq 0 ] || count $status
   return $status
 }
@@ -193,6 +201,7 @@ run_tour() {
 run_label() {
   case $1 in
     host) preset_built dev && ctest_label "Test (dev)" dev host ;;
+    emulated) emulated_built && ctest_label "Test (emulated)" dev emulated ;;
     python) preset_built dev && ctest_label "Test (python)" dev python ;;
     consumer) preset_built dev && ctest_label "Test (consumer)" dev consumer ;;
     clang | asan-ubsan | tsan) preset_built "$1" && ctest_label "Test ($1)" "$1" host ;;
