@@ -147,11 +147,12 @@ def step_of(name):
 
 
 # A chapter's shipped kernel, as the last of its steps: "~" sorts behind letters.
-SHIPPED = {"sm80": "4~sm80"}
+SHIPPED = {"sm80": "4~sm80", "sm90": "5~sm90"}
 
 
 def on_gpu_step(name):
-    """The same of an implementation on a GPU; "cuda.sm80" is the step that chapter 4 ends with."""
+    """The same of an implementation on a GPU; "cuda.sm80" is the step that chapter 4 ends with,
+    "cuda.sm90" chapter 5's."""
     return SHIPPED.get(name.split(".")[-1]) or step_of(name)
 
 
@@ -486,21 +487,23 @@ def gpu_ladder(results, link):
 
 
 def gpu_speed(*_):
-    """tests/gpu/speed.py's tables of what it has measured, calls with the same backends together."""
+    """tests/gpu/speed.py's tables of what it has measured, calls of the same kernels beside the same
+    backends together."""
     sys.path.insert(0, str(ROOT / "tests" / "gpu"))
     import speed
     groups = {}
     for path in sorted((ROOT / "docs" / "results").glob("speed-*.json")):
         run = json.loads(path.read_text(encoding="utf-8"))
-        backends = tuple(sorted({name for cell in run["cells"] for name in cell["ratios"]}))
-        groups.setdefault(backends, []).append(run)
+        measured = sorted({name for cell in run["cells"] for name in cell["ratios"]} |
+                          {cell.get("implementation", "cuda.sm80") for cell in run["cells"]})
+        groups.setdefault(tuple(measured), []).append(run)
     if not groups:
         return "Not measured on a GPU yet."
     return "\n\n".join(
-        "%s, PyTorch %s, %s; calls of the script: %d, rounds in each: %s.\n\n%s" % (
-            runs[0]["gpu"], runs[0]["torch"], runs[0]["dtype"], len(runs),
+        "%s on %s, PyTorch %s, %s; calls of the script: %d, rounds in each: %s.\n\n%s" % (
+            " and ".join(name for name in measured if name.startswith("cuda.")), runs[0]["gpu"], runs[0]["torch"], runs[0]["dtype"], len(runs),
             ", ".join(str(run["rounds"]) for run in runs), speed.table(runs))
-        for runs in groups.values())
+        for measured, runs in groups.items())
 
 
 def gpu_results():

@@ -69,6 +69,11 @@ class Library:
             made.struct_size = size
         return made
 
+    @staticmethod
+    def text(field):
+        """A struct's text, be it inside or pointed to."""
+        return (field if isinstance(field, bytes) else ctypes.string_at(field)).decode()
+
     def check(self, function, *arguments):
         """Calls it with an error behind the arguments; raises what the error says."""
         error = self.struct("tilewise_error")

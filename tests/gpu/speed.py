@@ -70,6 +70,9 @@ class Cell:
             attention.dout = tensor(self.dout)
             attention.dq, attention.dk, attention.dv = map(tensor, self.gradients)
             call, which = "tilewise_attention_backward", lib.constant("BACKWARD")
+        answer = lib.struct("tilewise_answer")
+        lib.check("tilewise_query", self.context, given, which, ctypes.byref(answer))
+        self.implementation = lib.text(answer.implementation)
         space = self.workspace(given, which)
         self.kept = attention  # what `given` points to
         return lambda: lib.check(call, self.context, given, *space, self.stream())
@@ -311,7 +314,8 @@ def main():
                       for name, theirs in times.items() if name != "ours"}
             ours = statistics.median(times["ours"])
             rate = cell.bytes / ours / 1e9 if row == "decode" else cell.flops / ours / 1e12
-            cells.append({"row": row, "size": size, "rate": rate, "ratios": ratios,
+            cells.append({"row": row, "size": size, "implementation": cell.implementation,
+                          "rate": rate, "ratios": ratios,
                           "seconds": times, "why_not": why_not,
                           **({"relative_error": errors} if errors else {})})
             shown = ", ".join(f"{name} {r['median']:.3f} ({r['low']:.3f} to {r['high']:.3f})"
