@@ -1,6 +1,7 @@
 #include "stages/cuda_adapter.hpp"
 
 #include "cuda/emulator/named_memory.hpp"
+#include "stages/cuda_problem.hpp"
 
 #include <string>
 #include <utility>
@@ -17,8 +18,8 @@ class EmulatedStep final : public EmulatedImplementation {
 
  protected:
   std::string reason_of_device() const override {
-    if (step().features.compute_capability <= options_.device.compute_capability) return {};
-    return std::string("not for ") + options_.device.name;
+    return reason_against_device(step().features, options_.device.compute_capability,
+                                 options_.device.name);
   }
 
   Status run_there(const harness::Call& call, CudaArgs args,

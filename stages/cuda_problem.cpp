@@ -42,6 +42,16 @@ std::string reason_against(const Problem& problem, const CudaFeatures& can) {
   return {};
 }
 
+std::string reason_against_device(const CudaFeatures& can, int compute_capability,
+                                  std::string_view device) {
+  const int wanted = can.compute_capability;
+  if (can.exactly ? wanted == compute_capability : wanted <= compute_capability) return {};
+  const std::string not_for = "not for " + std::string(device);
+  if (!can.exactly) return not_for;
+  return "for compute capability " + std::to_string(wanted / 10) + "." +
+         std::to_string(wanted % 10) + " alone, " + not_for;
+}
+
 bool all_plain(const CudaArgs& args, const AttentionTensors& t) {
   const auto queries = [&](const TensorView& view) {
     return plain(view, args.dtype, args.batch, args.seqlen_q, args.nheads_q, args.head_dim);

@@ -43,6 +43,7 @@ struct CudaFeatures {
   int most_head_dim = 128;  ///< served: multiples of `head_dim_multiple` up to this
   int head_dim_multiple = 1;
   int compute_capability = 75;  ///< the least
+  bool exactly = false;         ///< and the only one: of an architecture's own instructions
 };
 
 struct CudaStep {
@@ -57,6 +58,7 @@ struct CudaStep {
   /// Whether dq has the same bits in every run, as all other outputs have: not if blocks add to it
   /// in the order in which they come.
   bool repeatable_dq = true;
+  const char* left_out = nullptr;  ///< why this build does not have it
 };
 
 /// Every CUDA step, in the course's order: of the emulator, and of the GPU where this build has it.

@@ -32,11 +32,12 @@ std::unique_ptr<EmulatedImplementation> step(const std::string& name,
   return stages::emulated_implementation_of(stages::emulated_steps().front(), options);
 }
 
-/// In a dtype that the step serves: a problem in f32 is given to chapter 4's in f16. And in widths
-/// that it serves, which are multiples of 8 there.
+/// In a dtype that the step serves: a problem in f32 is given to chapters 4 and 5 in 16 bits. And
+/// in widths that it serves, which are multiples of 8 there.
 std::string for_step(const std::string& name, std::string problem) {
   if (name[0] == '3' || name == "4a_swapped_loops") return problem;
-  problem.replace(problem.find(" f32"), 4, name == "4c_split_queries" ? " bf16" : " f16");
+  const bool bf16 = name == "4c_split_queries" || name[0] == '5';
+  problem.replace(problem.find(" f32"), 4, bf16 ? " bf16" : " f16");
   const std::size_t d = problem.find(" d") + 2;
   const std::size_t end = problem.find(' ', d);
   const int width = (std::stoi(problem.substr(d, end - d)) + 7) / 8 * 8;
@@ -135,10 +136,11 @@ TEST_P(EveryCudaStep, GivesTheSameBitsInWhateverOrderWarpsRun) {
 
 TEST_P(EveryCudaStep, FitsTheSmallestDeviceThatItIsFor) {
   // What has been copied asynchronously since sm_80; and 4f's tiles of 128 columns want an A100's
-  // 163 KiB.
+  // 163 KiB. Chapter 5 is for Hopper.
   const bool turing = step(GetParam())->supports(problem_of("fwd s8 d8 f32")).ok;
   emulator::Options options;
   options.device = turing                        ? emulator::Device::t4()
+                   : GetParam()[0] == '5'        ? emulator::Device::h100()
                    : GetParam() == "4f_backward" ? emulator::Device::a100()
                                                  : emulator::Device::rtx3090();
   const auto kernel = step(GetParam(), options);
@@ -257,7 +259,9 @@ TEST(ExtraMemory, IsConstantButForWhatStepsSay) {
 
 TEST(CudaCourse, KeepsOneIdeaToAFile) {
   for (const std::string& name : names()) {
-    const char* const chapter = name[0] == '3' ? "/stages/3_fa1_cuda/" : "/stages/4_fa2_cuda/";
+    const char* const chapter = name[0] == '3'   ? "/stages/3_fa1_cuda/"
+                                : name[0] == '4' ? "/stages/4_fa2_cuda/"
+                                                 : "/stages/5_fa3_hopper/";
     std::ifstream file(std::string(TILEWISE_SOURCE_DIRECTORY) + chapter + name + ".cu");
     EXPECT_TRUE(file) << name;
     int lines = 0;

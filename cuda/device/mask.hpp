@@ -36,6 +36,8 @@ struct Mask {
     const int row = causal ? key - (seqlen_k - seqlen_q) : 0;
     return row < 0 ? 0 : row;
   }
+  /// All begin with key 0 (band.hpp has others).
+  __host__ __device__ constexpr int first_tile_of(int, int) const { return 0; }
   /// How many tiles of `tile` keys the rows from `first_row` on, `rows` of them, look into.
   __host__ __device__ constexpr int tiles_of(int first_row, int rows, int tile) const {
     const int behind = first_row + rows < seqlen_q ? first_row + rows : seqlen_q;

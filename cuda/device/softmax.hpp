@@ -30,6 +30,20 @@ __host__ __device__ inline float log2_scale_of(float softmax_scale) {
   return fmaxf(fabsf(softmax_scale) * 1.44269504f, 0x1p-126f);
 }
 
+/// S becomes cap tanh(scale S / cap). tanh(x) is 1 - 2 / (exp(2 x) + 1): an exponential and a
+/// division of the special function unit, and what they are wrong by, some 2^-22, is so little
+/// beside 1 that a score is wrong by 2^-22 of the cap.
+template <int Columns>
+__device__ __forceinline__ void cap(WarpTile<Columns>& s, float softmax_scale, float softcap) {
+  const float twice = 2.0f * 1.44269504f * softmax_scale / softcap;
+  TILEWISE_UNROLL
+  for (Accumulator& piece : s.piece)
+    for (float& score : piece.value) {
+      const float e = exp2_approx(score * twice);
+      score = softcap * fmaf(-2.0f, __fdividef(1.0f, e + 1.0f), 1.0f);
+    }
+}
+
 /// A number for each row of a lane.
 struct OfRows {
   float row[2];
@@ -55,6 +69,14 @@ __device__ __forceinline__ void rescale_if_grown(WarpTile<Columns>& o, const OfR
 struct OnlineSoftmax {
   float m[2] = {-INFINITY, -INFINITY};  ///< times c
   float l[2] = {0, 0};                  ///< of the lane's own columns: added up at the end, once
+
+  /// A score that was seen before every key, of no value ("sink"): it is in the sum, of one lane of
+  /// each quad. Natural logarithm.
+  __device__ __forceinline__ void begin_with(float sink) {
+    const bool counts = sink != -INFINITY && lane_index() % 4 == 0;
+    m[0] = m[1] = sink * 1.44269504f;
+    l[0] = l[1] = counts ? 1.0f : 0.0f;
+  }
 
   /// The next tile: S becomes P, and r is returned. Masked scores are -inf. log2_scale is c.
   template <int Columns>

@@ -19,20 +19,30 @@ sm90::Layout layout_of(const TensorView& tensor) {
 }
 
 template <class T, class Tile>
-Status masked(const sm90::ForwardProblem& problem, bool causal, const sm90::Spread& spread,
-              device::StreamHandle stream) {
-  return causal ? sm90::launch_forward<T, Tile, true>(problem, spread, stream)
-                : sm90::launch_forward<T, Tile, false>(problem, spread, stream);
+Status launched(const sm90::ForwardProblem& problem, sm90::Looks looks, const sm90::Spread& spread,
+                device::StreamHandle stream) {
+  using sm90::Looks;
+  if (looks == Looks::full)
+    return sm90::launch_forward<T, Tile, Looks::full>(problem, spread, stream);
+  if (looks == Looks::causal)
+    return sm90::launch_forward<T, Tile, Looks::causal>(problem, spread, stream);
+  return sm90::launch_forward<T, Tile, Looks::band>(problem, spread, stream);
 }
 
 template <class T>
-Status wide(const sm90::ForwardProblem& problem, std::int64_t head_dim, bool causal,
+Status wide(const sm90::ForwardProblem& problem, std::int64_t head_dim, sm90::Looks looks,
             const sm90::Spread& spread, device::StreamHandle stream) {
-  if (head_dim == 128) return masked<T, sm90::Forward128>(problem, causal, spread, stream);
-  if (head_dim == 256) return masked<T, sm90::Forward256>(problem, causal, spread, stream);
-  if (sm90::rows_of_tile(head_dim, causal, problem.seqlen_q) == 128)
-    return sm90::launch_forward<T, sm90::Forward64Short, true>(problem, spread, stream);
-  return masked<T, sm90::Forward64>(problem, causal, spread, stream);
+  using sm90::Looks;
+  if (head_dim == 128) return launched<T, sm90::Forward128>(problem, looks, spread, stream);
+  if (head_dim == 192) return launched<T, sm90::Forward192>(problem, looks, spread, stream);
+  if (head_dim == 256) return launched<T, sm90::Forward256>(problem, looks, spread, stream);
+  if (looks == Looks::full)
+    return sm90::launch_forward<T, sm90::Forward64, Looks::full>(problem, spread, stream);
+  if (looks == Looks::band)
+    return sm90::launch_forward<T, sm90::Forward64Short, Looks::band>(problem, spread, stream);
+  if (sm90::rows_of_tile(head_dim, false, problem.seqlen_q) == 128)
+    return sm90::launch_forward<T, sm90::Forward64Short, Looks::causal>(problem, spread, stream);
+  return sm90::launch_forward<T, sm90::Forward64, Looks::causal>(problem, spread, stream);
 }
 
 }  // namespace
@@ -52,6 +62,7 @@ Status forward_sm90(const DeviceCall& call, const DeviceLimits& limits, void* wo
                                    head, spread.next);
     if (!status.ok()) return status;
   }
+  const sm90::Window window = sm90::window_of(params);
   constexpr float log2_e = 1.44269504f;
   const sm90::ForwardProblem problem = {
       .q = q.data,
@@ -69,9 +80,18 @@ Status forward_sm90(const DeviceCall& call, const DeviceLimits& limits, void* wo
       .seqlen_q = static_cast<int>(q.shape[1]),
       .seqlen_k = static_cast<int>(k.shape[1]),
       .softmax_scale = static_cast<float>(params.softmax_scale),
-      .lse_unit = params.conventions.lse_base == LseBase::two ? log2_e : 1.0f};
-  return q.dtype == DType::f16 ? wide<device::f16>(problem, q.shape[3], params.causal, spread, on)
-                               : wide<device::bf16>(problem, q.shape[3], params.causal, spread, on);
+      .lse_unit = params.conventions.lse_base == LseBase::two ? log2_e : 1.0f,
+      .sinks = static_cast<const float*>(tensors.sinks.data),
+      .sink_stride = tensors.sinks.strides[0],
+      .left = static_cast<int>(window.left),
+      .right = static_cast<int>(window.right),
+      .softcap = static_cast<float>(params.softcap)};
+  const bool capped = params.softcap > 0;
+  const sm90::Looks looks = window.is_full() && !capped     ? sm90::Looks::full
+                            : window.is_causal() && !capped ? sm90::Looks::causal
+                                                            : sm90::Looks::band;
+  return q.dtype == DType::f16 ? wide<device::f16>(problem, q.shape[3], looks, spread, on)
+                               : wide<device::bf16>(problem, q.shape[3], looks, spread, on);
 }
 #else
 /// Nobody comes here: without these kernels no device has limits that let `serves` say yes.

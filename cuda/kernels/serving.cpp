@@ -9,15 +9,18 @@ Status no(const char* what) {
   return failure(Code::unsupported, "%s: these CUDA kernels do not compute it", what);
 }
 
-Status plain(const DeviceCall& call, std::initializer_list<std::string_view> taken) {
+Status plain(const DeviceCall& call, std::initializer_list<std::string_view> taken,
+             bool with_windows_and_caps) {
   const AttentionParams& params = call.params;
+  const bool windows_and_caps = !with_windows_and_caps;  // are refused
   const struct {
     bool asked;
     const char* name;
-  } all[] = {{params.window_left >= 0 || params.window_right >= 0, "a window"},
-             {params.attention_chunk > 0, "attention_chunk"},
-             {params.softcap > 0, "softcap"},
-             {params.dropout_p > 0, "dropout"}};
+  } all[] = {
+      {windows_and_caps && (params.window_left >= 0 || params.window_right >= 0), "a window"},
+      {params.attention_chunk > 0, "attention_chunk"},
+      {windows_and_caps && params.softcap > 0, "softcap"},
+      {params.dropout_p > 0, "dropout"}};
   for (const auto& each : all)
     if (each.asked) return no(each.name);
   Status status;

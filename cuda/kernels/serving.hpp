@@ -17,8 +17,10 @@ inline bool is_there(const TensorView& tensor) {
   return tensor.ndim != 0;
 }
 
-/// Beyond scale and causal, no parameter; and of the tensors none but `taken`.
-Status plain(const DeviceCall& call, std::initializer_list<std::string_view> taken);
+/// Beyond scale and causal, no parameter, but perhaps a window and a softcap; and of the tensors
+/// none but `taken`.
+Status plain(const DeviceCall& call, std::initializer_list<std::string_view> taken,
+             bool with_windows_and_caps = false);
 
 /// q, k, v, o and what else is there of dout, dq, dk and dv: all f16, or all bf16.
 Status one_half_dtype(const AttentionTensors& tensors);

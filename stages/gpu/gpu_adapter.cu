@@ -2,6 +2,7 @@
 
 #include "cuda/device/memory.hpp"
 #include "stages/cuda_implementation.hpp"
+#include "stages/cuda_problem.hpp"
 #include "stages/gpu/gpu.hpp"
 
 #include <algorithm>
@@ -61,8 +62,8 @@ class GpuStep final : public CudaImplementation {
  protected:
   std::string reason_of_device() const override {
     if (!this_gpu().why_not.empty()) return this_gpu().why_not;
-    if (step().features.compute_capability <= this_gpu().compute_capability) return {};
-    return "not for " + this_gpu().name;
+    if (step().left_out != nullptr) return step().left_out;
+    return reason_against_device(step().features, this_gpu().compute_capability, this_gpu().name);
   }
 
   Status run_there(const harness::Call& call, CudaArgs args,

@@ -23,7 +23,8 @@ OTHERS = ("fwd s200 h2 d64", "fwd s130 hq4 hk2 d128 causal")
 
 # Tensor cores sum in an order of their own: only what has one term is exact.
 F16_STEPS = ("4b_tensor_cores", "4c_split_queries", "4d_causal_blocks", "4e_split_keys",
-             "4f_backward", "sm80")
+             "4f_backward", "sm80", "5a_tma_wgmma", "5b_producer_consumers", "5c_ping_pong",
+             "5d_next_scores", "sm90")
 F16_EXACT = ("fwd s200 h2 d64 f16 fill=onehot", "fwd s130 hq4 hk2 d128 f16 causal fill=onehot")
 # But for 4e where keys are split: parts are weighed by exp(LSE of the part - LSE), which is 1 only as
 # far as the logarithm and the exponential of either side say so.
@@ -70,7 +71,7 @@ def compared(gpu, emulated, dtype):
 def main():
     rows, fine = [], True
     for step, problem, dtype, exact in plan():
-        on_gpu = "cuda" if step == "sm80" else "stage"  # what is shipped is no step
+        on_gpu = "cuda" if step in ("sm80", "sm90") else "stage"  # what is shipped is no step
         gpu, emulated = (computed(sys.argv[1], problem, kind + "." + step)
                          for kind in (on_gpu, "emulated"))
         row = {"problem": problem, "step": step, **compared(gpu, emulated, dtype), "exact": exact}

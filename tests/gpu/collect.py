@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 
-CHAPTERS = ("3", "4")
+CHAPTERS = ("3", "4", "5")
 
 
 def read(path):

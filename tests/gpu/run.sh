@@ -7,7 +7,7 @@
 #   tests/gpu/run.sh PHASE...       these, done or not
 #   tests/gpu/run.sh --clean        forgets what is done
 #
-# A phase with a number is there for each chapter: conformance3, conformance4.
+# A phase with a number is there for each chapter: conformance3, conformance4, conformance5.
 #
 #   build         the tilewise command with the CUDA steps, and the programs of this folder
 #                 (TILEWISE_GPU_BIN=DIR: they are there already)
@@ -21,7 +21,7 @@
 #                 from the emulator, the same count; then, of a call that fills the GPU, how busy
 #                 tensor cores are, and the passes over the banks of shared memory
 #   benchmark?    seconds by CUDA events, beside PyTorch's attention: its math backend (naive) for
-#                 chapter 3, its flash backend for chapter 4
+#                 chapter 3, its flash backend for chapter 4; chapter 5 beside 4d
 #   speed         the shipped kernels beside PyTorch's backends, through the C interface, twice
 #                 (tests/gpu/speed.py: docs/results/speed-NAME.json); some ten minutes each time
 #   witness       whether ptxas leaves the registers alone that a wgmma under way reads
@@ -38,7 +38,9 @@ mkdir -p "$state"
 steps3=stage.3a_thread_a_row,stage.3b_paper_loops,stage.3c_warp_tiles,stage.3d_backward
 steps4=stage.4a_swapped_loops,stage.4b_tensor_cores,stage.4c_split_queries,stage.4d_causal_blocks
 steps4+=,stage.4e_split_keys,stage.4f_backward,cuda.sm80
-traced_steps=4d_causal_blocks
+steps5=stage.5a_tma_wgmma,stage.5b_producer_consumers,stage.5c_ping_pong,stage.5d_next_scores
+steps5+=,cuda.sm90
+traced_steps="4d_causal_blocks 5a_tma_wgmma 5b_producer_consumers 5c_ping_pong 5d_next_scores"
 steps_of() { local name=steps$1 && echo "${!name}"; }
 
 build() {
@@ -54,7 +56,7 @@ build() {
 # A step refuses what is not its dtype; the 16-bit problems are nothing to chapter 3.
 conformance() {
   local problems=(@tests/gpu/problems.txt)
-  [ "$1" = 4 ] && problems+=(@tests/gpu/problems16.txt @tests/gpu/problems_general.txt)
+  [ "$1" != 3 ] && problems+=(@tests/gpu/problems16.txt @tests/gpu/problems_general.txt)
   "$bin/tilewise" check "${problems[@]}" --impl "$(steps_of "$1")" --repeats 250 \
     --data tests/data --json >"$state/conformance$1.json"
 }
@@ -65,7 +67,7 @@ sanitizer() {
   local tool fine=0
   local problems=("fwd b2 sq250 sk127 h3 d64" "fwd s129 hq4 hk2 d33 causal"
     "fwd sq90 sk40 h1 d128 causal" "bwd sq130 sk97 hq4 hk2 d64 causal")
-  [ "$1" = 4 ] && problems=("fwd sq150 sk127 h2 d64" "fwd b2 sq150 sk127 h2 d64 f16"
+  [ "$1" != 3 ] && problems=("fwd sq150 sk127 h2 d64" "fwd b2 sq150 sk127 h2 d64 f16"
     "fwd s129 hq4 hk2 d40 bf16 causal" "fwd sq90 sk40 h1 d128 f16 causal"
     "fwd b2 sq1 sk700 hq8 hk2 d128 f16" "bwd sq130 sk97 hq4 hk2 d64 f16 causal"
     "bwd s70 h1 d128 bf16" @tests/gpu/problems_general.txt)
@@ -173,6 +175,10 @@ benchmark() {
   fi
   local forward backward decode
   mapfile -t forward < <(papers_problems fwd "64 128 256")
+  if [ "$1" = 5 ]; then # with where the ladder comes from, in the same run
+    timed benchmark5 4d,cuda.sm80,5a,5b,5c,5d,cuda.sm90 "${forward[@]}"
+    return
+  fi
   mapfile -t backward < <(papers_problems bwd)
   mapfile -t decode < <(decode_problems)
   timed fwd4a 4a "${forward32[@]}" && timed fwd4 4b,4c,4d,cuda.sm80 "${forward[@]}" &&
@@ -215,8 +221,11 @@ collect() { python3 tests/gpu/collect.py "$state" docs/results; }
 
 phases_of() { echo "conformance$1 sanitizer$1 traffic$1 benchmark$1"; }
 case ${*:-all} in
-  all) wanted="build bits memory $(phases_of 3) $(phases_of 4) witness timeline speed collect" ;;
-  3 | 4) wanted="build $(phases_of "$1") collect" ;;
+  all)
+    wanted="build bits memory $(phases_of 3) $(phases_of 4) $(phases_of 5) witness timeline speed"
+    wanted+=" collect"
+    ;;
+  3 | 4 | 5) wanted="build $(phases_of "$1") collect" ;;
   *) wanted="$*" ;;
 esac
 named=0
@@ -225,7 +234,7 @@ result=0
 for phase in $wanted; do
   [ $named = 0 ] && [ "$phase" != collect ] && [ -e "$state/$phase.done" ] && continue
   begin=$SECONDS
-  if "${phase%[34]}" "${phase: -1}"; then
+  if "${phase%[345]}" "${phase: -1}"; then
     : >"$state/$phase.done"
     echo "$phase: done in $((SECONDS - begin)) s"
   else

@@ -29,6 +29,7 @@
 // %.
 #pragma once
 
+#include "cuda/device/band.hpp"
 #include "cuda/device/epilogue.hpp"
 #include "cuda/device/mask.hpp"
 #include "cuda/device/pipeline.hpp"
@@ -53,21 +54,29 @@ template <class Tile>
 constexpr int rows_of = 64 * Tile::consumers;
 template <class Tile>
 constexpr int threads_of = device::warpgroup_threads*(1 + Tile::consumers);
-/// O goes out by the copy engine where there is room for it in shared memory.
-template <class Tile>
-constexpr bool stages_o = Tile::head_dim <= 128;
 
 /// A piece of work: `tiles` of keys for a row block. -1 tiles: there is no more.
 struct alignas(16) Item {
   int tiles, row_block, head_q, batch;
 };
 
+/// Which keys rows look at, as far as this instantiation knows.
+template <Looks looks>
+__device__ __forceinline__ auto visible(const ForwardProblem& problem) {
+  if constexpr (looks == Looks::band)
+    return device::Band{problem.seqlen_q, problem.seqlen_k, problem.left, problem.right};
+  else
+    return device::Mask{problem.seqlen_q, problem.seqlen_k, looks == Looks::causal};
+}
+
 template <class T, class Tile>
 struct Shared {
-  static constexpr int D = Tile::head_dim, Br = rows_of<Tile>, Bc = Tile::Bc;
+  static constexpr int D = Tile::head_dim, Dv = Tile::head_dim_v;
+  static constexpr int Br = rows_of<Tile>, Bc = Tile::Bc;
   device::SlabTile<T, Br, D> Q[Tile::q_stages];
-  device::SlabTile<T, Bc, D> K[Tile::stages], V[Tile::stages];
-  device::SlabTile<T, stages_o<Tile> ? Br : 8, stages_o<Tile> ? D : 64> O;
+  device::SlabTile<T, Bc, D> K[Tile::stages];
+  device::SlabTile<T, Bc, Dv> V[Tile::stages];
+  device::SlabTile<T, Tile::stages_o ? Br : 8, Tile::stages_o ? Dv : 64> O;
   Item item[Tile::q_stages];
   device::Pipeline<Tile::q_stages> q[Tile::consumers];  ///< each has its own 64 rows
   device::Pipeline<Tile::stages> k, v;
@@ -75,6 +84,7 @@ struct Shared {
 static_assert(sizeof(Shared<device::f16, Forward64>) <= 227 * 1024);
 static_assert(sizeof(Shared<device::f16, Forward64Short>) <= 227 * 1024);
 static_assert(sizeof(Shared<device::f16, Forward128>) <= 227 * 1024);
+static_assert(sizeof(Shared<device::f16, Forward192>) <= 227 * 1024);
 static_assert(sizeof(Shared<device::f16, Forward256>) <= 227 * 1024);
 
 /// The tensors, as the copy engine knows them; boxes are what is copied at once.
@@ -86,12 +96,12 @@ struct Maps {
 // ----------------------------------------------------------------------------------- the producer
 // [snippet producer]
 /// Walks through the block's work and keeps the rings full. One thread.
-template <class T, class Tile, bool Causal>
+template <class T, class Tile, Looks looks>
 __device__ __forceinline__ void produce(Shared<T, Tile>& shared, const Maps& maps,
                                         const ForwardProblem& problem,
                                         const device::Schedule& schedule, unsigned* next) {
   using Shared = sm90::Shared<T, Tile>;
-  const device::Mask mask = {problem.seqlen_q, problem.seqlen_k, Causal};
+  const auto mask = visible<looks>(problem);
   const auto items = static_cast<int>(schedule.blocks());
   const auto blocks = static_cast<int>(gridDim.x);
   device::Cursor<Tile::q_stages> q;
@@ -101,6 +111,7 @@ __device__ __forceinline__ void produce(Shared<T, Tile>& shared, const Maps& map
     const device::Work work = schedule.work_of(last ? 0u : static_cast<unsigned>(number));
     const int first = work.row_block * Shared::Br;
     const int tiles = last ? -1 : mask.tiles_of(first, Shared::Br, Shared::Bc);
+    const int first_tile = mask.first_tile_of(first, Shared::Bc);
     // Asked for now, since the answer takes as long as a copy.
     if (!last)
       number = next != nullptr ? static_cast<int>(atomicAdd(next, 1u)) + blocks : number + blocks;
@@ -119,7 +130,7 @@ __device__ __forceinline__ void produce(Shared<T, Tile>& shared, const Maps& map
       v.advance();
     };
     // K before Q: its ring has room again while the consumers still look at the last Q.
-    if (tiles > 0) fetch_k(tiles - 1);
+    if (tiles > 0) fetch_k(first_tile + tiles - 1);
     for (int c = 0; c < Tile::consumers; ++c)
       device::mbarrier_wait(shared.q[c].empty[q.stage], q.parity ^ 1);
     shared.item[q.stage] = {tiles, work.row_block, work.head_q, work.batch};
@@ -137,11 +148,11 @@ __device__ __forceinline__ void produce(Shared<T, Tile>& shared, const Maps& map
     if (last) return;
     // From the last tile that the block's last row sees down to the first: those that the diagonal
     // or the end cuts are met at once, and the causal mask's maxima early.
-    for (int tile = tiles - 2; tile >= 0; --tile) {
+    for (int tile = first_tile + tiles - 2; tile >= first_tile; --tile) {
       fetch_k(tile);
       fetch_v(tile + 1);
     }
-    if (tiles > 0) fetch_v(0);
+    if (tiles > 0) fetch_v(first_tile);
   }
 }
 // [end producer]
@@ -173,7 +184,7 @@ template <class T, class Tile>
 __device__ __forceinline__ void store(Shared<T, Tile>& shared, int from, const Maps& maps,
                                       const ForwardProblem& problem, const Item& item, int row,
                                       device::OnlineSoftmax& softmax,
-                                      device::WarpTile<Tile::head_dim>& o) {
+                                      device::WarpTile<Tile::head_dim_v>& o) {
   const device::Trace trace("store O", item.row_block);
   const int lane = device::lane_index();
   device::OfRows lse = softmax.finish(o);
@@ -183,11 +194,11 @@ __device__ __forceinline__ void store(Shared<T, Tile>& shared, int from, const M
     for (float& of_row : lse.row) of_row *= problem.lse_unit;
     device::store_lse(lse, problem.lse + head * problem.seqlen_q + row, problem.seqlen_q - row);
   }
-  if constexpr (stages_o<Tile>) {
+  if constexpr (Tile::stages_o) {
     if (lane == 0) device::tma_wait_read<0>();  // the rows of the work before have been read
     __syncwarp();
     TILEWISE_UNROLL
-    for (int n = 0; n < Tile::head_dim / 16; ++n) {
+    for (int n = 0; n < Tile::head_dim_v / 16; ++n) {
       const device::OperandA a = device::as_operand_a<T>(o.piece[2 * n], o.piece[2 * n + 1]);
       device::stmatrix(shared.O.chunk(n / 4, from + lane % 16, 2 * (n % 4) + lane / 16), a.value);
     }
@@ -209,18 +220,20 @@ __device__ __forceinline__ void store(Shared<T, Tile>& shared, int from, const M
 
 // [snippet consumer]
 /// 64 rows of every piece of the block's work. One warpgroup.
-template <class T, class Tile, bool Causal>
+template <class T, class Tile, Looks looks>
 __device__ __forceinline__ void consume(Shared<T, Tile>& shared, int mine, const Maps& maps,
                                         const ForwardProblem& problem) {
   constexpr int D = Tile::head_dim, Br = rows_of<Tile>, Bc = Tile::Bc;
-  const device::Mask mask = {problem.seqlen_q, problem.seqlen_k, Causal};
-  const float log2_scale = device::log2_scale_of(problem.softmax_scale);
+  const auto mask = visible<looks>(problem);
+  const bool caps = looks == Looks::band && problem.softcap > 0;
+  // Capped scores have been scaled.
+  const float log2_scale = device::log2_scale_of(caps ? 1.0f : problem.softmax_scale);
   const Turns<Tile::consumers> turns = {mine};
   const int rows = 64 * mine + 16 * (device::warp_index() % 4);  // the warp's, of the row block
   device::Cursor<Tile::q_stages> q;
   device::Cursor<Tile::stages> k, v;
   device::WarpTile<Bc> s;
-  device::WarpTile<D> o;
+  device::WarpTile<Tile::head_dim_v> o;
   device::OperandA p[Bc / 16];
   const device::MatrixDescriptor all_q = device::uniform(shared.Q->describe(64 * mine)),
                                  all_k = device::uniform(shared.K->describe()),
@@ -233,7 +246,10 @@ __device__ __forceinline__ void consume(Shared<T, Tile>& shared, int mine, const
     if (item.tiles < 0) break;
     const int row = item.row_block * Br + rows;
     const device::MatrixDescriptor queries = all_q.advanced(q.stage * shared.Q->bytes);
+    const int first_tile = device::uniform(mask.first_tile_of(item.row_block * Br, Bc));
     device::OnlineSoftmax softmax;
+    if (problem.sinks != nullptr)
+      softmax.begin_with(problem.sinks[item.head_q * problem.sink_stride]);
     o.clear();
 
     const auto issue_scores = [&] {
@@ -251,7 +267,7 @@ __device__ __forceinline__ void consume(Shared<T, Tile>& shared, int mine, const
       device::arrived(s);
       shared.k.release(k);
       k.advance();
-      if (tile == 0) shared.q[mine].release(q);
+      if (tile == first_tile) shared.q[mine].release(q);
     };
     const auto values_arrived = [&] {
       device::arrived(o);
@@ -261,6 +277,7 @@ __device__ __forceinline__ void consume(Shared<T, Tile>& shared, int mine, const
     // Masked scores become P, still as floats; the factor is for O.
     const auto softmax_of = [&](int tile) {
       const device::Trace trace("softmax", tile);
+      if (caps) device::cap(s, problem.softmax_scale, problem.softcap);
       if (mask.cuts(row, tile * Bc, Bc)) mask.apply(s, row, tile * Bc);
       const device::OfRows factor = softmax.absorb_in_chains(s, log2_scale);
       device::arrived(s);
@@ -274,11 +291,12 @@ __device__ __forceinline__ void consume(Shared<T, Tile>& shared, int mine, const
       issue_scores();
       turns.pass_on();
       device::wgmma_wait<0>();
-      scores_arrived(item.tiles - 1);
-      softmax_of(item.tiles - 1);
+      const int last = first_tile + item.tiles - 1;
+      scores_arrived(last);
+      softmax_of(last);
       device::as_operands<T>(p, s);
       if (item.tiles > 1) shared.k.wait_full(k);
-      for (int tile = item.tiles - 2; tile >= 0; --tile) {
+      for (int tile = last - 1; tile >= first_tile; --tile) {
         turns.wait();
         device::arrived(o);
         device::arrived(p);
@@ -290,7 +308,7 @@ __device__ __forceinline__ void consume(Shared<T, Tile>& shared, int mine, const
         const device::OfRows factor = softmax_of(tile);
         // ptxas moves a wait up past arithmetic, but not past a branch: without this one here, it
         // would wait for the values before it exponentiates.
-        if (tile > 0) shared.k.wait_full(k);
+        if (tile > first_tile) shared.k.wait_full(k);
         device::wgmma_wait<0>();
         values_arrived();
         device::as_operands<T>(p, s);
@@ -305,13 +323,13 @@ __device__ __forceinline__ void consume(Shared<T, Tile>& shared, int mine, const
     store<T, Tile>(shared, rows, maps, problem, item, row, softmax, o);
   }
   turns.end();
-  if (stages_o<Tile> && device::lane_index() == 0) device::tma_wait_read<0>();
+  if (Tile::stages_o && device::lane_index() == 0) device::tma_wait_read<0>();
 }
 // [end consumer]
 
 // ------------------------------------------------------------------------------------- the kernel
 // [snippet kernel]
-template <class T, class Tile, bool Causal>
+template <class T, class Tile, Looks looks>
 __global__ void __launch_bounds__(threads_of<Tile>, 1)
     forward_kernel(const __grid_constant__ Maps maps, const ForwardProblem problem,
                    const device::Schedule schedule, unsigned* next) {
@@ -327,10 +345,10 @@ __global__ void __launch_bounds__(threads_of<Tile>, 1)
   if (group == 0) {
     device::keep_registers<Tile::consumers == 3 ? 32 : 40>();
     if (device::warp_index() == 0 && device::elect_one())
-      produce<T, Tile, Causal>(shared, maps, problem, schedule, next);
+      produce<T, Tile, looks>(shared, maps, problem, schedule, next);
   } else {
     device::ask_for_registers<Tile::consumers == 3 ? 160 : 232>();
-    consume<T, Tile, Causal>(shared, group - 1, maps, problem);
+    consume<T, Tile, looks>(shared, group - 1, maps, problem);
   }
 }
 // [end kernel]
@@ -353,10 +371,10 @@ Status describe(device::TensorMap& map, const void* tensor, const Layout& at, in
                                  device::Swizzle::bytes_128);
 }
 
-template <class T, class Tile, bool Causal>
+template <class T, class Tile, Looks looks>
 Status launch_forward(const ForwardProblem& problem, const Spread& spread,
                       device::StreamHandle stream) {
-  constexpr int d = Tile::head_dim, Br = rows_of<Tile>;
+  constexpr int d = Tile::head_dim, dv = Tile::head_dim_v, Br = rows_of<Tile>;
   Maps maps = {};
   Status status = describe<T>(maps.q, problem.q, problem.q_layout, d, problem.seqlen_q,
                               problem.nheads_q, problem, 64);
@@ -364,11 +382,11 @@ Status launch_forward(const ForwardProblem& problem, const Spread& spread,
     status = describe<T>(maps.k, problem.k, problem.k_layout, d, problem.seqlen_k, problem.nheads_k,
                          problem, Tile::Bc);
   if (status.ok())
-    status = describe<T>(maps.v, problem.v, problem.v_layout, d, problem.seqlen_k, problem.nheads_k,
-                         problem, Tile::Bc);
+    status = describe<T>(maps.v, problem.v, problem.v_layout, dv, problem.seqlen_k,
+                         problem.nheads_k, problem, Tile::Bc);
   if (status.ok())
-    status = describe<T>(maps.o, problem.o, problem.o_layout, d, problem.seqlen_q, problem.nheads_q,
-                         problem, 16);
+    status = describe<T>(maps.o, problem.o, problem.o_layout, dv, problem.seqlen_q,
+                         problem.nheads_q, problem, 16);
   if (!status.ok()) return status;
   const int row_blocks = (problem.seqlen_q + Br - 1) / Br, heads = problem.batch * problem.nheads_q;
   device::Schedule schedule = {
@@ -376,8 +394,8 @@ Status launch_forward(const ForwardProblem& problem, const Spread& spread,
       problem.nheads_q,
       problem.nheads_k,
       row_blocks,
-      Causal,
-      device::Schedule::section_of(std::int64_t{2} * sizeof(T) * d * problem.seqlen_k,
+      looks == Looks::causal,
+      device::Schedule::section_of(std::int64_t{sizeof(T)} * (d + dv) * problem.seqlen_k,
                                    problem.nheads_q / problem.nheads_k)};
   // Few row blocks: a multiprocessor's work is as much reading K and V for the first time as
   // computing, so heads come one behind the other, all row blocks of some at once, and the two
@@ -391,7 +409,7 @@ Status launch_forward(const ForwardProblem& problem, const Spread& spread,
   const auto most = static_cast<unsigned>(spread.multiprocessors);
   const device::Grid grid = {
       {items < most ? items : most}, {threads_of<Tile>}, sizeof(Shared<T, Tile>), stream};
-  return device::launch("cuda.sm90 forward", forward_kernel<T, Tile, Causal>, grid, maps, problem,
+  return device::launch("cuda.sm90 forward", forward_kernel<T, Tile, looks>, grid, maps, problem,
                         schedule, spread.next);
 }
 
