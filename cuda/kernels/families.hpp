@@ -26,7 +26,7 @@ namespace tilewise::cuda {
   }
 
 TILEWISE_FAMILY(decode)            ///< few queries: heads packed, keys divided
-TILEWISE_FAMILY(forward_sm90)      ///< the same as the next, with Hopper's own instructions
+TILEWISE_FAMILY(forward_sm90)      ///< what the next does, and windows, with Hopper's instructions
 TILEWISE_FAMILY(forward)           ///< full and causal, head_dim 64, 128 and 256
 TILEWISE_FAMILY(backward)          ///< full and causal, head_dim 64, 128 and 256
 TILEWISE_FAMILY(general_forward)   ///< every semantic, by flags
@@ -35,15 +35,15 @@ TILEWISE_FAMILY(general_backward)  ///< the same, of the gradients
 #undef TILEWISE_FAMILY
 
 /// All of them, in the order in which they are asked.
-#define TILEWISE_FAMILIES(each) \
+#define TILEWISE_FAMILIES(each)                                                      \
   each(decode) each(forward_sm90) each(forward) each(backward) each(general_forward) \
       each(general_backward)
 
 struct Family {
   const char* name;
   const char* implementation;  ///< what the C interface calls whoever computes
-  bool backward;  ///< which pass; it is asked of no other
-  bool fast;      ///< compiled for such calls, and not for all
+  bool backward;               ///< which pass; it is asked of no other
+  bool fast;                   ///< compiled for such calls, and not for all
   Status (*serves)(const DeviceCall& call, const DeviceLimits& limits);
   std::size_t (*workspace_bytes)(const DeviceCall& call, const DeviceLimits& limits);
 };
