@@ -46,7 +46,7 @@ std::string reason_against_device(const CudaFeatures& can, int compute_capabilit
                                   std::string_view device) {
   const int wanted = can.compute_capability;
   if (can.exactly ? wanted == compute_capability : wanted <= compute_capability) return {};
-  const std::string not_for = "not for " + std::string(device);
+  std::string not_for = "not for " + std::string(device);
   if (!can.exactly) return not_for;
   return "for compute capability " + std::to_string(wanted / 10) + "." +
          std::to_string(wanted % 10) + " alone, " + not_for;

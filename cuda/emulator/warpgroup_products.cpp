@@ -28,6 +28,11 @@ Place accumulator_at(unsigned thread, int number) {
   return {static_cast<int>(thread / 32) * 16 + lane / 4 + number / 2 % 2 * 8,
           number / 4 * 8 + lane % 4 * 2 + number % 2};
 }
+/// In a matrix whose rows follow each other.
+std::size_t place_of(const Place& at, int columns) {
+  return static_cast<std::size_t>(at.row) * static_cast<std::size_t>(columns) +
+         static_cast<std::size_t>(at.column);
+}
 
 double number_of(std::uint16_t bits, Operand operand) {
   return static_cast<double>(operand == Operand::f16 ? float_of_f16(bits) : float_of_bf16(bits));
@@ -303,7 +308,7 @@ std::shared_ptr<Accumulators> Block::accumulators(Warpgroup& group, unsigned fir
     for (unsigned t = 0; t < threads_of_warpgroup; ++t)
       for (int n = 0; n < count; ++n) {
         const Place at = accumulator_at(t, n);
-        const auto place = static_cast<std::size_t>(at.row * form.columns + at.column);
+        const std::size_t place = place_of(at, form.columns);
         d->value[place] = known[t] != nullptr ? known[t]->d->value[place] : group.operands[t]->d[n];
       }
   }
@@ -351,7 +356,7 @@ void deliver(const RegistersInUse& registers, unsigned thread) {
   const auto count = static_cast<int>((registers.end - registers.begin) / 4);
   for (int n = 0; n < count; ++n) {
     const Place at = accumulator_at(thread, n);
-    d[n] = registers.d->value[static_cast<std::size_t>(at.row * registers.d->columns + at.column)];
+    d[n] = registers.d->value[place_of(at, registers.d->columns)];
   }
 }
 

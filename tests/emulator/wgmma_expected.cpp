@@ -16,12 +16,15 @@ std::vector<float> small_integers(std::size_t count, unsigned seed) {
 
 std::vector<float> product_of(const float* a, const float* b, int rows, int columns, int depth,
                               bool b_has_rows_of_n) {
-  std::vector<float> d(static_cast<std::size_t>(rows * columns));
+  std::vector<float> d;
+  d.reserve(static_cast<std::size_t>(rows) * static_cast<std::size_t>(columns));
   for (int i = 0; i < rows; ++i)
-    for (int j = 0; j < columns; ++j)
+    for (int j = 0; j < columns; ++j) {
+      float sum = 0;
       for (int k = 0; k < depth; ++k)
-        d[static_cast<std::size_t>(i * columns + j)] +=
-            a[i * depth + k] * (b_has_rows_of_n ? b[k * columns + j] : b[j * depth + k]);
+        sum += a[i * depth + k] * (b_has_rows_of_n ? b[k * columns + j] : b[j * depth + k]);
+      d.push_back(sum);
+    }
   return d;
 }
 
