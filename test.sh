@@ -15,19 +15,19 @@ cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 # label | budget in seconds | what it needs (groups of tools/setup.sh) | what it is
 labels_table() {
   cat <<'EOT'
-host|300|build plot test|g++ or this machine's compiler, warnings as errors, every test
-emulated|150|build test|CUDA kernels on the CPU: the emulator's own tests, and the kernels that are shipped
-python|20|build test|tools/tilewise.py with numpy
-consumer|110|build test consumer|outside projects, with Tilewise installed, beside them, renamed
+host|270|build plot test|g++ or this machine's compiler, warnings as errors, every test
+emulated|90|build test|CUDA kernels on the CPU: the emulator's own tests, and the kernels that are shipped
+python|10|build test|tools/tilewise.py with numpy
+consumer|100|build test consumer|outside projects, with Tilewise installed, beside them, renamed
 abi|30|build abi|the CPU library's binary interface, compared with tests/abi/tilewise.abi
 format|10|format|clang-format over every source
-tidy|340|build test tidy|clang-tidy over every source
+tidy|350|build test tidy|clang-tidy over every source
 clang|360|build test clang|clang++, warnings as errors, every test
-asan-ubsan|540|build test clang|address and undefined-behaviour sanitizers, with clang
-tsan|250|build test clang|thread sanitizer, with clang's OpenMP
-fuzz|220|build clang|libFuzzer on the C interface, the problem line and the file readers, 60 s each
-qemu|270|build test qemu|emulated processors: x86 without AVX, 64- and 32-bit ARM, RISC-V
-cuda|180|build|nvcc, where there is one: the kernels for a GPU, warnings as errors
+asan-ubsan|520|build test clang|address and undefined-behaviour sanitizers, with clang
+tsan|240|build test clang|thread sanitizer, with clang's OpenMP
+fuzz|210|build clang|libFuzzer on the C interface, the problem line and the file readers, 60 s each
+qemu|230|build test qemu|emulated processors: x86 without AVX, 64- and 32-bit ARM, RISC-V
+cuda|210|build|nvcc, where there is one: the kernels for a GPU, warnings as errors
 tour|120|build plot|./tour.sh --quick
 EOT
 }
